@@ -1,0 +1,1 @@
+"""Talk with a GKD-distilled Qwen3 model: `python app.py` in the browser, `python -m chat` in the terminal."""

@@ -1,0 +1,1 @@
+"""On-policy distillation (GKD) on your own machine: `python -m distill --help`."""
