@@ -164,9 +164,7 @@ class Engine(Protocol):
         """Tokens of the rendered prompt, generation prompt included."""
         ...
 
-    def stream(
-        self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None
-    ) -> Iterator[Chunk]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         """Answer, piece by piece. `conversation` names the history whose cache this call may continue.
 
         Raises ContextOverflow, BadRequest or GenerationFailed, from the iterator.

@@ -10,9 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 TEMPLATE = Path(__file__).parents[1] / "distill" / "guide" / "chat_template.jinja"
-QWEN2_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PLAIN_ADDED = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 TEXT = (
@@ -108,7 +106,7 @@ def write_checkpoint(
 
     def embedding() -> np.ndarray:
         """Rows of special and padding tokens are zero, so that greedy text is long and visible."""
-        rows = normal(padded_vocabulary, hidden, gain=2.0)
+        rows = normal(padded_vocabulary, hidden)
         rows[built.get_vocab_size() :] = 0
         rows[[built.token_to_id(text) for text in SPECIAL + PLAIN_ADDED]] = 0
         return rows
@@ -123,13 +121,13 @@ def write_checkpoint(
                 "self_attn.q_proj": normal(queries, hidden),
                 "self_attn.k_proj": normal(keys, hidden),
                 "self_attn.v_proj": normal(keys, hidden),
-                "self_attn.o_proj": normal(hidden, queries, gain=4.0),
-                "self_attn.q_norm": np.ones(head_dim, np.float32),
+                "self_attn.o_proj": normal(hidden, queries, gain=2.0),
+                "self_attn.q_norm": np.full(head_dim, 4, np.float32),
                 "self_attn.k_norm": np.ones(head_dim, np.float32),
                 "post_attention_layernorm": np.ones(hidden, np.float32),
                 "mlp.gate_proj": normal(intermediate, hidden),
                 "mlp.up_proj": normal(intermediate, hidden),
-                "mlp.down_proj": normal(hidden, intermediate, gain=4.0),
+                "mlp.down_proj": normal(hidden, intermediate, gain=2.0),
             }.items()
         }
     tensors["model.norm.weight"] = np.ones(hidden, np.float32)
@@ -147,9 +145,7 @@ def write_checkpoint(
             write_safetensors(directory / file, {name: tensors[name] for name in part}, dtype)
             weight_map |= dict.fromkeys(part, file)
         size = sum(value.size for value in tensors.values()) * (4 if dtype == "F32" else 2)
-        write_json(
-            directory / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-        )
+        write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
     built.save(str(directory / "tokenizer.json"))
     end_of_text, im_end = (built.token_to_id(text) for text in ("<|endoftext|>", "<|im_end|>"))
