@@ -44,19 +44,22 @@ class GenerationFailed(ChatError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `content` of an assistant turn is the answer alone, without its thinking.
+    """One turn. `content` of an assistant turn is the answer alone; what it thought before is in `thinking`.
 
-    A last message of the assistant is an answer to go on with, from its last character.
+    A last message of the assistant is an answer to go on with, from its last character: of the thought where there is
+    no content yet. Thinking of earlier turns is kept or dropped as the model's template wants it.
     """
 
     role: Role
     content: str
+    thinking: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise BadRequest(f"A message's role is {self.role!r}; it must be one of {', '.join(ROLES)}.")
-        if not isinstance(self.content, str):
-            raise BadRequest(f"A message's content is {type(self.content).__name__}; it must be text.")
+        for name in ("content", "thinking"):
+            if not isinstance(getattr(self, name), str):
+                raise BadRequest(f"A message's {name} is {type(getattr(self, name)).__name__}; it must be text.")
 
 
 @dataclass(frozen=True)

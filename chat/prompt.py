@@ -1,0 +1,257 @@
+"""Messages -> the prompt a model was trained on; what it writes -> thinking, answer, whole characters. Pure functions of text.
+
+Both engines render here, with the checkpoint's own Jinja template, and cut the result into the same pieces. So they read
+the same tokens: `pytest tests/chat/test_prompt.py` compares with transformers.
+"""
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Literal, NoReturn
+
+from chat.engine import BadRequest, Message, ModelUnusable
+
+THINK, END_THINK = "<think>", "</think>"
+Kind = Literal["thinking", "answer"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered prompt: a token of the template (`added`), or plain text in NFC to be tokenised as such."""
+
+    text: str
+    added: bool
+
+
+class Template:
+    """A checkpoint's chat template and the added tokens (`<|im_start|>`, `<think>` ...) that it may speak.
+
+    `source` is Jinja text. Raises ModelUnusable where it is empty or no template.
+    """
+
+    def __init__(self, source: str, added: Iterable[str], *, bos: str = "", eos: str = "") -> None:
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if not source.strip():
+            raise ModelUnusable(
+                "The model has no chat template, and guessing one would give wrong prompts: "
+                "use a chat model, or convert it again from a folder with chat_template.jinja."
+            )
+        # The settings that transformers renders with: another whitespace rule would be another prompt.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as exc:
+            raise ModelUnusable(f"The model's chat template is not valid Jinja ({exc}): get the model again.") from exc
+        self._names = {"bos_token": bos, "eos_token": eos}
+        self.source = source
+        self.added = tuple(sorted(set(added), key=lambda text: (-len(text), text)))
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template can switch thinking on and off."""
+        return "enable_thinking" in self.source
+
+    @cached_property
+    def _added(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
+
+    def render(self, messages: Sequence[Message], *, thinking: bool = False, generate: bool = True) -> str:
+        """The prompt as one string, equal to `apply_chat_template(..., add_generation_prompt=True, tokenize=False)`.
+
+        A last message of the assistant is not closed: the text ends with what it has said so far. `generate=False` leaves
+        the generation prompt out. Raises BadRequest where there is nothing to answer or the template refuses.
+        """
+        return "".join(piece.text for piece in self._render(messages, thinking, generate, normal=False))
+
+    def pieces(self, messages: Sequence[Message], *, thinking: bool = False, generate: bool = True) -> list[Piece]:
+        """The same prompt for a tokenizer: added tokens of the template apart from the text of the messages.
+
+        What looks like an added token inside a message stays text: it is cut after its first character, so that no
+        tokenizer can take it for one.
+        """
+        return list(self._render(messages, thinking, generate, normal=True))
+
+    def settled(self, messages: Sequence[Message], *, thinking: bool = False) -> list[Piece]:
+        """The pieces that more typing into the last user message leaves as they are."""
+        *before, last = messages
+        if last.role != "user":
+            raise BadRequest("There is nothing being typed: the last message is not the user's.")
+        pieces = self.pieces([*before, Message("user", settled(last.content))], thinking=thinking, generate=False)
+        while pieces and (pieces[-1].added or not pieces[-1].text.strip()):  # the end of the turn, after what is typed
+            pieces.pop()
+        return pieces
+
+    def _render(self, messages: Sequence[Message], thinking: bool, generate: bool, normal: bool) -> Iterator[Piece]:
+        from jinja2 import TemplateError
+
+        if not messages:
+            raise BadRequest("The conversation is empty: there must be at least one message.")
+        mark = _unused_character(messages)
+        opened = messages[-1] if messages[-1].role == "assistant" else None
+        closed = messages[:-1] if opened else messages
+        if not closed:
+            raise BadRequest("The conversation has only an answer: there must be a question before it.")
+        turns = []
+        for message in closed:
+            turn = {"role": message.role, "content": self._plain(message.content, mark)}
+            if message.role == "assistant":
+                # Given even when empty, or the template would look for </think> in the answer and cut it there.
+                turn["reasoning_content"] = self._plain(message.thinking, mark)
+            turns.append(turn)
+        extra = {"enable_thinking": thinking or bool(opened and opened.thinking)} if self.thinks else {}
+        try:
+            text = self._template.render(messages=turns, add_generation_prompt=generate, **self._names, **extra)
+        except (TemplateError, TypeError, ValueError) as exc:
+            raise BadRequest(f"The model's chat template refuses this conversation: {exc}") from exc
+        if opened:
+            text += self._plain(_said(opened, text), mark, but=(THINK, END_THINK) if opened.thinking else ())
+        yield from self._cut(text, mark, normal)
+
+    def _plain(self, text: str, mark: str, but: tuple[str, ...] = ()) -> str:
+        def broken(found: re.Match[str]) -> str:
+            return found[0] if found[0] in but else found[0][0] + mark + found[0][1:]
+
+        return self._added.sub(broken, text)
+
+    def _cut(self, text: str, mark: str, normal: bool) -> Iterator[Piece]:
+        start = 0
+        for found in [*self._added.finditer(text), None]:
+            between = text[start : found.start() if found else len(text)]
+            for part in between.split(mark):
+                if part:
+                    yield Piece(unicodedata.normalize("NFC", part) if normal else part, added=False)
+            if found:
+                yield Piece(found[0], added=True)
+                start = found.end()
+
+
+def _refuse(reason: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(reason)
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    used = set().union(*(set(message.content) | set(message.thinking) for message in messages))
+    return next(character for character in map(chr, range(0xE000, 0xF900)) if character not in used)
+
+
+def _said(opened: Message, prompt: str) -> str:
+    """What an unfinished answer adds to its generation prompt."""
+    if not opened.thinking:
+        return opened.content
+    begin = "" if prompt.rstrip().endswith(THINK) else f"{THINK}\n"
+    return f"{begin}{opened.thinking}" + (f"\n{END_THINK}\n\n{opened.content}" if opened.content else "")
+
+
+def settled(text: str) -> str:
+    """The longest beginning of `text` that further typing cannot tokenise differently.
+
+    Qwen2's pre-tokenizer never looks across the start of a run of white space, except that punctuation takes the line
+    breaks behind it. So the last word goes, the white space before it, and punctuation that a line break follows.
+    """
+    text = re.sub(r"\s*\S*\Z", "", text) if not text[-1:].isspace() else text
+    kept = text.rstrip()
+    tail = text[len(kept) :]
+    if tail[:1] in ("\r", "\n"):
+        kept = re.sub(r" ?[^\s\w]*\Z", "", kept)
+    return kept
+
+
+class Characters:
+    """Bytes in, whole characters out; invalid bytes become U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, data: bytes) -> str:
+        return self._decoder.decode(data)
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class Thought:
+    """Splits what a model writes into thinking and answer, across any cut into pieces.
+
+    Only a thought that opens the reply counts; tags quoted later are the answer's own. `inside` says that the prompt ended
+    within a thought; `said` that it ended within the answer. The newlines that the template puts around both go.
+    """
+
+    def __init__(self, *, inside: bool = False, said: bool = False) -> None:
+        self._state = "thinking" if inside else "answer" if said else "start"
+        self._held = ""
+
+    @property
+    def kind(self) -> Kind:
+        return "thinking" if self._state == "thinking" else "answer"
+
+    def feed(self, text: str) -> list[tuple[Kind, str]]:
+        self._held += text
+        out: list[tuple[Kind, str]] = []
+        while self._step(out):
+            pass
+        return out
+
+    def end(self) -> list[tuple[Kind, str]]:
+        """What was held back because it might have been half a tag."""
+        rest, self._held = self._held, ""
+        if self._state == "gap" or not rest:
+            return []
+        return [("thinking", rest.rstrip("\n"))] if self._state == "thinking" else [("answer", rest)]
+
+    def _step(self, out: list[tuple[Kind, str]]) -> bool:
+        """Take what can be decided now; True where the state changed and there may be more."""
+        held = self._held
+        if self._state == "start":
+            begun = held.lstrip()
+            if begun.startswith(THINK):
+                self._state, self._held = "opening", begun[len(THINK) :]
+                return True
+            if THINK.startswith(begun):
+                return False
+            self._state = "answer"
+            return True
+        if self._state == "opening":  # the newline behind <think>
+            if not held:
+                return False
+            self._state, self._held = "thinking", held.removeprefix("\n")
+            return True
+        if self._state == "thinking":
+            before, found, after = held.partition(END_THINK)
+            if found:
+                if before.rstrip("\n"):
+                    out.append(("thinking", before.rstrip("\n")))
+                self._state, self._held = "gap", after
+                return True
+            keep = _half_tag(held)
+            if held[: len(held) - keep]:
+                out.append(("thinking", held[: len(held) - keep]))
+            self._held = held[len(held) - keep :]
+            return False
+        if self._state == "gap":  # the blank line behind </think>
+            self._held = held.lstrip("\n")
+            if not self._held:
+                return False
+            self._state = "answer"
+            return True
+        if held:
+            out.append(("answer", held))
+        self._held = ""
+        return False
+
+
+def _half_tag(text: str) -> int:
+    """How many characters at the end may belong to newlines and a </think> that is not whole yet."""
+    tag = next((n for n in range(min(len(END_THINK) - 1, len(text)), 0, -1) if text.endswith(END_THINK[:n])), 0)
+    rest = text[: len(text) - tag]
+    return tag + len(rest) - len(rest.rstrip("\n"))
