@@ -1,0 +1,71 @@
+"""The processes and the device of a run. One process unless `accelerate launch` or `torchrun` started several."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from distill.errors import DistillError
+from distill.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes."""
+        if self.world == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, item: object) -> list:
+        """A small picklable-free item (numbers, text, lists of them) of every process, in the order of ranks."""
+        if self.world == 1:
+            return [item]
+        items: list = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_machine(recipe: Recipe) -> Machine:
+    """Joins the process group when there is one. Raises DistillError when the wanted device is missing."""
+    has_cuda = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_cuda:
+        raise DistillError("device is cuda, but torch sees no CUDA GPU; say device=cpu or install a CUDA build of torch.")
+    use_cuda = has_cuda and recipe.device != "cpu"
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = torch.device("cpu")
+    if use_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return Machine(device, rank, world)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU, or resident memory of the process (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if os.uname().sysname == "Darwin" else 1e3)

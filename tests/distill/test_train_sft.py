@@ -1,0 +1,84 @@
+"""Supervised training through the real command: it learns, stops, resumes bitwise, and leaves whole folders.
+
+Run: pytest tests/distill/test_train_sft.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill.__main__ import main
+from tests.distill.tiny_models import conversation, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture
+def recipe(tmp_path, student):
+    rows = [conversation(f"say {n}", f"number {n}", "again", f"{n} and {n}") for n in range(24)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"mode: sft\nstudent: {student.as_posix()}\ndata: {data.as_posix()}\nrun: {(tmp_path / 'run').as_posix()}\n"
+        "window: 4\nsteps: 8\nlr: 3e-3\nholdout: 0.2\neval_every: 4\ncheckpoint_every: 3\nthreads: 1\nmicro_tokens: 128\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def lines(run: Path, kind: str = "step") -> list[dict]:
+    return [line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if line["kind"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in lines(run)]
+
+
+def test_training_lowers_the_heldout_loss_and_exports_a_model_that_loads(recipe, tmp_path):
+    import transformers
+
+    assert main(["train", str(recipe), "steps=30"]) == 0
+    measured = [line["heldout_loss"] for line in lines(tmp_path / "run", "eval")]
+    assert measured[-1] < measured[0] - 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.model_type == "qwen3"
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+def test_a_run_that_stopped_goes_on_bitwise(recipe, tmp_path):
+    assert main(["train", str(recipe)]) == 0
+    whole = losses(tmp_path / "run")
+    assert len(whole) == 8
+    assert main(["train", str(recipe), f"run={(tmp_path / 'other').as_posix()}"]) == 0
+    other = tmp_path / "other"
+    for step in (8, 6):
+        folder = other / "checkpoints" / f"step-{step:08d}"
+        if step == 8:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+    assert main(["resume", str(other)]) == 0
+    assert losses(other) == whole
+    final = "final/model.safetensors"
+    assert (other / final).read_bytes() == (tmp_path / "run" / final).read_bytes()
+
+
+def test_a_run_folder_is_never_overwritten(recipe, capsys):
+    assert main(["train", str(recipe), "steps=1"]) == 0
+    assert main(["train", str(recipe), "steps=1"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_an_unknown_key_names_the_nearest_one(recipe, capsys):
+    assert main(["train", str(recipe), "lmda=1"]) == 1
+    assert "did you mean 'lmbda'" in capsys.readouterr().err
+
+
+def test_text_rows_are_packed_without_padding(recipe, tmp_path):
+    data = write_rows(tmp_path / "text.jsonl", [{"text": f"the quick brown fox number {n} jumps"} for n in range(60)])
+    assert main(["train", str(recipe), f"data={data.as_posix()}", "max_tokens=32", "steps=2"]) == 0
+    assert [line["padding"] for line in lines(tmp_path / "run")] == [0.0, 0.0]
