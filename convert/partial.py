@@ -1,0 +1,144 @@
+"""A file that is being written: `OUT.part` beside the final name, and a journal that lets a killed run go on.
+
+The journal's first line is a fingerprint of everything the bytes depend on; one line per finished tensor follows, with
+its sha256. Going on re-reads the tensors it names, so that a torn write is found and not trusted.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from convert.errors import ConvertError
+from convert.metadata import Layout, Slot, padded
+
+PIECE = 4 << 20
+
+
+def hash_range(path: Path, offset: int, size: int) -> str:
+    """sha256 of `size` bytes from `offset`, as hex; of fewer where the file ends early."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(PIECE, max(size, 1))))
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while size and (got := file.readinto(buffer[:size])):
+            digest.update(buffer[:got])
+            size -= got
+    return digest.hexdigest()
+
+
+class Partial:
+    """Tensors are written in the layout's order, each by one or more `write` calls and one `finish`."""
+
+    def __init__(self, final: Path, layout: Layout, fingerprint: str) -> None:
+        """Continue what a killed run left if it is of the same making, else begin. Raises OSError."""
+        self.final, self.layout = final, layout
+        self.path = part_path(final)
+        self.journal = journal_path(final)
+        self.hashes: dict[str, str] = {}  # finished tensors
+        self.fingerprint = fingerprint
+        self._digest = hashlib.sha256()
+        if self.path.exists() and self.journal.exists():
+            self._recover()
+        if not self.hashes:
+            self.path.write_bytes(layout.head)
+            self.journal.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+        self.resumed = len(self.hashes)
+        self._file = self.path.open("r+b", buffering=0)
+        self._file.truncate(self._next_offset())
+        self._file.seek(0, os.SEEK_END)
+        self._log = self.journal.open("a", encoding="utf-8", newline="\n")
+
+    def _recover(self) -> None:
+        lines = self.journal.read_text(encoding="utf-8").splitlines()
+        entries = []
+        for line in lines:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                break  # the line that was being written
+        if not entries or entries[0].get("fingerprint") != self.fingerprint:
+            return
+        head = len(self.layout.head)
+        if hash_range(self.path, 0, head) != hashlib.sha256(self.layout.head).hexdigest():
+            return
+        for slot, entry in zip(self.layout.slots, entries[1:], strict=False):
+            if entry.get("tensor") != slot.name or hash_range(self.path, slot.offset, slot.nbytes) != entry["sha256"]:
+                break
+            self.hashes[slot.name] = entry["sha256"]
+        kept = [json.dumps({"fingerprint": self.fingerprint})]
+        kept += [json.dumps({"tensor": name, "sha256": value}) for name, value in self.hashes.items()]
+        self.journal.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+    def _next_offset(self) -> int:
+        done = len(self.hashes)
+        return self.layout.slots[done].offset if done < len(self.layout.slots) else self.layout.size
+
+    def write(self, data: memoryview) -> None:
+        self._digest.update(data)
+        while data:  # an unbuffered file may take less than it was given
+            data = data[self._file.write(data) :]
+
+    def finish(self, slot: Slot) -> None:
+        """The tensor is whole: pad, and note it."""
+        gap = padded(slot.nbytes) - slot.nbytes
+        if gap:
+            self._file.write(bytes(gap))
+        assert self._file.tell() == slot.offset + padded(slot.nbytes), f"{slot.name} has the wrong length"
+        self.hashes[slot.name] = self._digest.hexdigest()
+        self._digest = hashlib.sha256()
+        self._log.write(json.dumps({"tensor": slot.name, "sha256": self.hashes[slot.name]}) + "\n")
+        self._log.flush()
+
+    def close(self) -> None:
+        """Stop here; a later run goes on."""
+        self._file.close()
+        self._log.close()
+
+    def commit(self) -> None:
+        """Give the whole file its name, durably, and forget the journal."""
+        assert len(self.hashes) == len(self.layout.slots)
+        os.fsync(self._file.fileno())
+        self.close()
+        self.path.replace(self.final)
+        sync_directory(self.final.parent)
+        self.journal.unlink(missing_ok=True)
+
+
+def part_path(final: Path) -> Path:
+    return final.with_name(final.name + ".part")
+
+
+def journal_path(final: Path) -> Path:
+    return final.with_name(final.name + ".journal")
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename last through a power cut; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def discard(final: Path) -> None:
+    """Delete what an interrupted conversion to `final` left behind."""
+    part_path(final).unlink(missing_ok=True)
+    journal_path(final).unlink(missing_ok=True)
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raises ConvertError unless `directory` exists and has room for `needed` more bytes."""
+    import shutil
+
+    if not directory.is_dir():
+        raise ConvertError(f"{directory} does not exist; create it, or choose another place for the result.")
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise ConvertError(
+            f"The result needs {needed / 1e9:,.2f} GB more in {directory}, which has {free / 1e9:,.2f} GB free; "
+            "make room or choose another disk."
+        )
