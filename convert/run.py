@@ -54,6 +54,7 @@ class Request:
     name: str = ""  # general.name; by default the directory's or the repository's
     threads: int = 0  # 0: as many as this process may use
     allow_nan: bool = False
+    verify: str = "none"
 
 
 @dataclass(frozen=True)
