@@ -46,6 +46,81 @@ class CrossEntropy:
         return normal - chosen
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """Generalised Jensen-Shannon divergence of teacher q and student p over the whole vocabulary (GKD, arXiv 2306.13649).
+
+    beta 0: KL(q||p); beta 1: KL(p||q); between: beta KL(q||m) + (1-beta) KL(p||m) with m = beta q + (1-beta) p.
+    teacher [N, Ht] hidden states of the same positions; teacher_head [V, Ht]. `normalize` divides by beta(1-beta), which makes
+    the value continuous in beta. The gradient is at the logits before the temperature; there is no T^2 factor (TRL has none).
+    """
+
+    teacher: Tensor
+    teacher_head: Tensor
+    beta: float
+    temperature: float = 1.0
+    normalize: bool = False
+
+    def __call__(self, logits: Tensor, rows: slice, with_gradient: bool) -> Tensor:
+        with torch.no_grad():
+            teacher = project(self.teacher[rows].to(self.teacher_head.device), self.teacher_head)
+        width = min(logits.shape[1], teacher.shape[1])  # padded heads: what lies beyond is no token
+        student, outside = logits[:, :width], logits[:, width:]
+        teacher = teacher[:, :width].to(logits.dtype)
+        if self.temperature != 1:
+            student.div_(self.temperature)
+            teacher.div_(self.temperature)
+        if self.beta == 0:
+            values = self.forward_kl(student, teacher, with_gradient)
+        elif self.beta == 1:
+            values = self.reverse_kl(student, teacher, with_gradient)
+        else:
+            values = self.jensen_shannon(student, teacher, with_gradient)
+        scale = 1 / (self.beta * (1 - self.beta)) if self.normalize and 0 < self.beta < 1 else 1.0
+        if with_gradient:
+            if scale != self.temperature:
+                student.mul_(scale / self.temperature)
+            outside.zero_()
+        return values * scale if scale != 1 else values
+
+    @staticmethod
+    def forward_kl(s: Tensor, t: Tensor, with_gradient: bool) -> Tensor:
+        """sum q (log q - log p); gradient p - q. Both arguments are overwritten."""
+        normal_s, normal_t = torch.logsumexp(s, 1, keepdim=True), torch.logsumexp(t, 1, keepdim=True)
+        gap = t - s
+        q = torch.exp(t.sub_(normal_t), out=t)
+        values = torch.linalg.vecdot(q, gap) - (normal_t - normal_s).squeeze(1)
+        if with_gradient:
+            torch.exp(s.sub_(normal_s), out=s).sub_(q)
+        return values
+
+    @staticmethod
+    def reverse_kl(s: Tensor, t: Tensor, with_gradient: bool) -> Tensor:
+        """k = sum p (log p - log q); gradient p (log p - log q - k)."""
+        normal_s, normal_t = torch.logsumexp(s, 1, keepdim=True), torch.logsumexp(t, 1, keepdim=True)
+        gap = torch.sub(s, t, out=t).sub_(normal_s - normal_t)
+        p = torch.exp(s.sub_(normal_s), out=s)
+        values = torch.linalg.vecdot(p, gap)
+        if with_gradient:
+            p.mul_(gap.sub_(values[:, None]))
+        return values
+
+    def jensen_shannon(self, s: Tensor, t: Tensor, with_gradient: bool) -> Tensor:
+        """beta sum q (log q - log m) + (1-beta) k with k = sum p (log p - log m); gradient (1-beta) p (log p - log m - k)."""
+        beta = self.beta
+        s.sub_(torch.logsumexp(s, 1, keepdim=True))
+        t.sub_(torch.logsumexp(t, 1, keepdim=True))
+        p, q = torch.exp(s), torch.exp(t)
+        # m may underflow only where p and q do; the floor keeps 0 x log 0 at 0
+        log_m = torch.lerp(p, q, beta).clamp_(min=torch.finfo(s.dtype).tiny).log_()
+        from_teacher = torch.linalg.vecdot(q, t.sub_(log_m))
+        gap = s.sub_(log_m)
+        k = torch.linalg.vecdot(p, gap)
+        if with_gradient:
+            gap.sub_(k[:, None]).mul_(p).mul_(1 - beta)
+        return beta * from_teacher + (1 - beta) * k
+
+
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     if device.type != "cpu":
         return 256
