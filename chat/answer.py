@@ -1,0 +1,218 @@
+"""One answer being written: a thread that reads the engine and puts every piece into the store, whoever is watching.
+
+It ends with the model, with `stop()`, or with the program; never with a browser tab.
+"""
+
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from chat.engine import ChatError, Chunk, Engine, Message, Sampling, Stats
+from chat.store import Node, State, Store
+
+SAVE_S = 0.5  # how old the text on disk may be while an answer grows
+Phase = Literal["waiting", "reading", "thinking", "writing", "done"]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What is known of the model: `text` for the status line while it loads, then the engine, or one sentence why not."""
+
+    text: str = ""
+    engine: Engine | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What goes to the engine, and what had to stay behind: `dropped` messages, with `note` saying so."""
+
+    messages: tuple[Message, ...]
+    dropped: int = 0
+    note: str = ""
+
+
+class Answer:
+    """`node` is the stored message that grows. Reading the attributes is safe from any thread; `seq` rises with each change.
+
+    `prompt` makes the messages once the engine is there; `then(answer)` is called at the very end, in the answer's thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        node: Node,
+        model: Callable[[], ModelState],
+        prompt: Callable[[Engine], Prompt],
+        sampling: Callable[[Engine], Sampling],
+        then: Callable[["Answer"], None],
+    ) -> None:
+        self.node = node
+        self.content, self.thinking = node.content, node.thinking
+        self.thought_s = node.thought_s
+        self.phase: Phase = "waiting"
+        self.progress: tuple[int, int] | None = None
+        self.tokens = 0
+        self.seq = 0
+        self.engine: Engine | None = None
+        self.stats: Stats | None = None
+        self.state: State = "writing"
+        self.note = ""
+        self.begun = time.monotonic()
+        self.reading_since = self.first_token_at = 0.0
+        self._reading_from = 0
+        self._store, self._model, self._prompt, self._sampling, self._then = store, model, prompt, sampling, then
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._saved_at = 0.0
+        self._receipt: dict[str, object] = {}
+        self._thread = threading.Thread(target=self._run, name=f"answer-{node.id}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns at once; the model stops at its next step, and what is written stays."""
+        self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until it is finished and stored; False where that took too long."""
+        return self._done.wait(seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """While writing; the end's own figure is in `stats`."""
+        passed = time.monotonic() - self.first_token_at
+        return (self.tokens - 1) / passed if self.first_token_at and self.tokens > 1 and passed > 0 else 0.0
+
+    @property
+    def seconds_left_to_read(self) -> float | None:
+        if not self.progress or not self.reading_since:
+            return None
+        read, total = self.progress
+        passed = time.monotonic() - self.reading_since
+        done = read - self._reading_from
+        return (total - read) * passed / done if done > 0 and passed > 0.3 else None
+
+    def _run(self) -> None:
+        try:
+            self.state = self._stream()
+        except ChatError as exc:
+            self.state, self.note = "failed", str(exc)
+        except Exception as exc:  # noqa: BLE001 - the edge of this thread: whatever it was, the person is told
+            self.state, self.note = "failed", f"The answer stopped because of an error in the program: {exc!r}"
+        self.phase = "done"
+        try:
+            self._store.finish(
+                self.node.id,
+                self.content,
+                self.thinking,
+                self.state,
+                thought_s=self.thought_s,
+                note=self.note,
+                receipt=self._receipt,
+            )
+        except sqlite3.Error as exc:
+            self.state, self.note = "failed", f"The answer could not be saved ({exc}): is the disk full?"
+        self.seq += 1
+        try:
+            self._then(self)
+        finally:
+            self._done.set()
+
+    def _stream(self) -> State:
+        engine = self._wait_for_engine()
+        if engine is None:
+            return "stopped"
+        self.engine = engine
+        prompt, sampling = self._prompt(engine), self._sampling(engine)
+        self.note = prompt.note
+        self.phase = "reading"
+        self.seq += 1
+        with closing(engine.stream(prompt.messages, sampling, conversation=self.node.conversation)) as chunks:
+            for chunk in chunks:
+                self._take(chunk)
+                if chunk.finish:
+                    self._receipt = receipt(engine, sampling, chunk, prompt)
+                    return {"stop": "whole", "length": "length"}.get(chunk.finish, "stopped")
+                if self._stop.is_set():
+                    break
+        self._receipt = receipt(engine, sampling, Chunk(finish="cancelled"), prompt)
+        return "stopped"
+
+    def _wait_for_engine(self) -> Engine | None:
+        while not self._stop.is_set():
+            state = self._model()
+            if state.engine is not None:
+                return state.engine
+            if state.error:
+                raise ChatError(state.error)
+            self._stop.wait(0.05)
+        return None
+
+    def _take(self, chunk: Chunk) -> None:
+        now = time.monotonic()
+        if chunk.progress:
+            if self.progress is None:
+                self.reading_since, self._reading_from = now, chunk.progress[0]
+            self.progress = chunk.progress
+        if chunk.tokens and not self.first_token_at:
+            self.first_token_at = now
+        self.tokens += chunk.tokens
+        if chunk.text or chunk.tokens:
+            if chunk.kind == "thinking":
+                self.phase, self.thinking = "thinking", self.thinking + chunk.text
+            else:
+                if self.phase == "thinking":
+                    self.thought_s += now - self.first_token_at
+                self.phase, self.content = "writing", self.content + chunk.text
+        if chunk.stats:
+            self.stats = chunk.stats
+            if self.phase == "thinking":
+                self.thought_s += now - self.first_token_at
+        self.seq += 1
+        if chunk.text and now - self._saved_at >= SAVE_S:
+            self._store.write(self.node.id, self.content, self.thinking, thought_s=self.thought_s)
+            self._saved_at = now
+
+
+def receipt(engine: Engine, sampling: Sampling, last: Chunk, prompt: Prompt) -> dict[str, object]:
+    """How an answer came to be, for the person and for a replay."""
+    about = engine.about
+    made: dict[str, object] = {
+        "model": about.model,
+        "backend": about.backend,
+        "detail": about.detail,
+        "file": about.file,
+        "context": engine.context_size,
+        "sampling": {name: value for name, value in asdict(sampling).items() if name != "seed"},
+        "order": "repetition penalty, temperature, top-k, top-p, min-p",
+        "seed": last.stats.seed if last.stats else sampling.seed,
+        "finish": last.finish,
+        "dropped": prompt.dropped,
+        "prompt_messages": len(prompt.messages),
+    }
+    return made | ({"stats": asdict(last.stats)} if last.stats else {})
+
+
+def texts(nodes: Sequence[Node]) -> list[Message]:
+    """Stored messages as an engine takes them: files before the words about them, failed attempts left out."""
+    out = []
+    for node in nodes:
+        if node.role == "assistant" and not node.content and not node.thinking:
+            continue
+        files = "".join(f"{file.name}:\n{_fenced(file.text)}\n\n" for file in node.files)
+        out.append(Message(node.role, files + node.content, node.thinking))
+    return out
+
+
+def _fenced(text: str) -> str:
+    """A code block that the text cannot close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}{'' if text.endswith(chr(10)) else chr(10)}{fence}"

@@ -1,0 +1,299 @@
+"""What a person can do with their conversations. Everything the page and the terminal show goes through here.
+
+`Chats` is the program's one set of conversations and running answers; `chats.of(owner)` is what one person may touch.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from chat.answer import Answer, ModelState, Prompt, texts
+from chat.engine import BadRequest, Engine, Message, Sampling
+from chat.store import Conversation, File, Found, Node, Store
+
+__all__ = ["Chats", "ModelState", "Session", "Turn", "View"]
+LONGEST = 2_000_000  # characters of one message with its files: far beyond any context here, far below what would hurt
+SAMPLED = tuple(field.name for field in fields(Sampling))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A shown message, and which of its versions it is: `place` of `versions`, counted from 1."""
+
+    node: Node
+    place: int
+    versions: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A conversation as it is shown. `answer` is being written, as the last turn, or None."""
+
+    conversation: Conversation
+    turns: tuple[Turn, ...]
+    answer: Answer | None
+
+
+class Chats:
+    """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with."""
+
+    def __init__(self, store: Store, model: Callable[[], ModelState]) -> None:
+        self.store, self.model = store, model
+        self.epoch = uuid.uuid4().hex[:8]  # after a restart nothing that a tab remembers is true any more
+        self._memory = Store(None)  # temporary conversations are never on disk
+        self._answers: dict[str, Answer] = {}
+        self._changes: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def of(self, owner: str) -> "Session":
+        return Session(self, owner)
+
+    def busy(self, engine: Engine) -> bool:
+        return any(answer.engine is engine for answer in list(self._answers.values()))
+
+    def close(self) -> None:
+        """Stop every answer, keep what it has, close the store. Takes seconds at most. Idempotent."""
+        with self._lock:
+            self._closed = True
+            answers = list(self._answers.values())
+        for answer in answers:
+            answer.stop()
+        for answer in answers:
+            answer.wait(5)
+        self.store.close()
+        self._memory.close()
+
+    def changes(self, name: str) -> int:
+        """A number that rises with every change of a conversation, or of an owner's list."""
+        return self._changes.get(name, 0)
+
+    def answer(self, name: str) -> Answer | None:
+        return self._answers.get(name)
+
+    def changed(self, *names: str) -> None:
+        with self._lock:
+            for name in names:
+                self._changes[name] = self._changes.get(name, 0) + 1
+
+    def store_of(self, name: str) -> Store:
+        return self._memory if name.startswith("temporary-") else self.store
+
+    def begin(self, name: str, make: Callable[[], Answer]) -> Answer:
+        """Start what `make` stores and returns, unless the conversation is already being answered."""
+        with self._lock:
+            if self._closed:
+                raise BadRequest("The program is closing: start it again, nothing is lost.")
+            if name in self._answers:
+                raise BadRequest("An answer is still being written here: wait for it, or stop it first.")
+            answer = self._answers[name] = make()
+            answer.start()
+        self.changed(name)
+        return answer
+
+    def end(self, answer: Answer) -> None:
+        with self._lock:
+            self._answers.pop(answer.node.conversation, None)
+        self.changed(answer.node.conversation)
+
+
+class Session:
+    """One owner's conversations; another's are, to this one, not there. Raises BadRequest with a sentence."""
+
+    def __init__(self, chats: Chats, owner: str) -> None:
+        self._chats, self.owner = chats, owner
+
+    # the list
+
+    @property
+    def list_name(self) -> str:
+        """The name under which `Chats.changes` counts changes of this owner's list."""
+        return f"owner:{self.owner}"
+
+    def conversations(self, query: str = "") -> list[Found]:
+        return self._chats.store.conversations(self.owner, query)
+
+    def create(self, *, temporary: bool = False, system: str = "", settings: dict[str, Any] | None = None) -> Conversation:
+        name = f"temporary-{uuid.uuid4().hex}" if temporary else ""
+        conversation = self._chats.store_of(name).create(self.owner, system=system, settings=settings, name=name)
+        self._chats.changed(self.list_name)
+        return conversation
+
+    def conversation(self, name: str) -> Conversation:
+        return self._chats.store_of(name).conversation(self.owner, name)
+
+    def rename(self, name: str, title: str) -> None:
+        title = " ".join(_text(title).split())[:200]
+        if not title:
+            raise BadRequest("A title needs at least one letter.")
+        self._change(name, title=title)
+
+    def pin(self, name: str, pinned: bool) -> None:
+        self._change(name, pinned=int(pinned))
+
+    def delete(self, name: str) -> None:
+        """Until the program ends, `restore` brings it back."""
+        self.stop(name)
+        self._change(name, deleted=time.time())
+
+    def restore(self, name: str) -> None:
+        self._change(name, deleted=None)
+
+    def choose(self, name: str, *, system: str | None = None, settings: dict[str, Any] | None = None) -> None:
+        """The system prompt and the settings of a conversation; settings are checked, and kept as given."""
+        values: dict[str, Any] = {}
+        if system is not None:
+            values["system"] = _text(system)
+        if settings is not None:
+            sampling(settings, Sampling())
+            values["settings"] = settings
+        if values:
+            self._change(name, **values)
+
+    def _change(self, name: str, **values: Any) -> None:
+        self.conversation(name)
+        self._chats.store_of(name).change(name, **values)
+        self._chats.changed(name, self.list_name)
+
+    # one conversation
+
+    def view(self, name: str) -> View:
+        store, conversation = self._chats.store_of(name), self.conversation(name)
+        shape = store.children(name)
+        turns = []
+        for node in store.path(name, conversation.tip):
+            versions = shape[node.parent]
+            turns.append(Turn(node, versions.index(node.id) + 1, len(versions)))
+        return View(conversation, tuple(turns), self._chats.answer(name))
+
+    def send(self, name: str, text: str, *, files: Sequence[File] = (), after: int | None = None, begin: str = "") -> Answer:
+        """Store the person's message below `after` (None: as a first message) and start the answer, with the words `begin`."""
+        text, begin = _text(text), _text(begin)
+        if not text.strip() and not files:
+            raise BadRequest("There is nothing to send: type a message first.")
+        if len(text) + sum(len(file.text) for file in files) > LONGEST:
+            raise BadRequest(f"The message is longer than {LONGEST:,} characters: send it in parts.")
+        conversation = self.conversation(name)
+        asked = Node(0, name, after, "user", text, files=tuple(files))
+        answer = self._answer(conversation, [asked, _blank(name, None, begin)])
+        if not conversation.title:
+            self._change(name, title=title_of(text or files[0].name))
+        self._chats.changed(self.list_name)
+        return answer
+
+    def regenerate(self, name: str, node: int) -> Answer:
+        """Another version of an answer."""
+        old = self._node(name, node, "assistant")
+        return self._answer(self.conversation(name), [_blank(name, old.parent)])
+
+    def edit(self, name: str, node: int, text: str) -> Answer | None:
+        """Another version of a message, with this text. One of the person's is answered; one of the model's stays as it is."""
+        old = self._chats.store_of(name).node(name, node)
+        text = _text(text)
+        if not text.strip() and not old.files:
+            raise BadRequest("There is nothing left of the message: delete it, or type something.")
+        self._idle(name)
+        edited = Node(0, name, old.parent, old.role, text, files=old.files)
+        if old.role == "user":
+            return self._answer(self.conversation(name), [edited, _blank(name, None)])
+        self.conversation(name)
+        self._chats.store_of(name).add(name, [replace(edited, thinking=old.thinking, thought_s=old.thought_s)])
+        self._chats.changed(name)
+        return None
+
+    def go_on(self, name: str, node: int) -> Answer:
+        """Continue an answer where it ended, as a new version of it."""
+        old = self._node(name, node, "assistant")
+        begun = replace(_blank(name, old.parent, old.content), thinking=old.thinking, thought_s=old.thought_s)
+        return self._answer(self.conversation(name), [begun])
+
+    def stop(self, name: str) -> None:
+        self.conversation(name)
+        if answer := self._chats.answer(name):
+            answer.stop()
+
+    def turn_to(self, name: str, node: int, step: int) -> None:
+        """Show the version `step` places before or after, with the latest that follows from it."""
+        self._idle(name)
+        store = self._chats.store_of(name)
+        old, shape = store.node(name, node), store.children(self.conversation(name).id)
+        versions = shape[old.parent]
+        tip = versions[min(max(versions.index(old.id) + step, 0), len(versions) - 1)]
+        while below := shape.get(tip):
+            tip = below[-1]
+        self._change(name, tip=tip)
+
+    def ahead(self, name: str, draft: str) -> None:
+        """Let the model read what is typed so far. Costs nothing where it has something better to do."""
+        state = self._chats.model()
+        if state.engine is None or self._chats.answer(name):
+            return
+        conversation = self.conversation(name)
+        state.engine.prefill(
+            [*self._history(conversation, conversation.tip), Message("user", _text(draft))], conversation=name
+        )
+
+    # inside
+
+    def _node(self, name: str, node: int, role: str) -> Node:
+        self.conversation(name)
+        found = self._chats.store_of(name).node(name, node)
+        if found.role != role:
+            raise BadRequest("Only an answer of the model can be written again or continued.")
+        return found
+
+    def _idle(self, name: str) -> None:
+        if self._chats.answer(name):
+            raise BadRequest("An answer is still being written here: wait for it, or stop it first.")
+
+    def _history(self, conversation: Conversation, tip: int | None) -> list[Message]:
+        system = [Message("system", conversation.system)] if conversation.system.strip() else []
+        return [*system, *texts(self._chats.store_of(conversation.id).path(conversation.id, tip))]
+
+    def _answer(self, conversation: Conversation, nodes: Sequence[Node]) -> Answer:
+        """Store the nodes, of which the last is the answer to be written, and write it."""
+        store, name = self._chats.store_of(conversation.id), conversation.id
+
+        def make() -> Answer:
+            last = store.add(name, nodes)[-1]
+            return Answer(
+                store,
+                last,
+                self._chats.model,
+                lambda engine: Prompt(tuple(self._history(conversation, last.id))),
+                lambda engine: sampling(conversation.settings, engine.about.sampling),
+                self._ended,
+            )
+
+        return self._chats.begin(name, make)
+
+    def _ended(self, answer: Answer) -> None:
+        self._chats.end(answer)
+        self._chats.changed(self.list_name)
+        if answer.state in ("whole", "length", "stopped"):
+            self.ahead(answer.node.conversation, "")  # templates change a finished answer: read it again while nobody waits
+
+
+def sampling(settings: dict[str, Any], recommended: Sampling) -> Sampling:
+    """What the person chose, over what the model's authors recommend. Raises BadRequest."""
+    chosen = {name: settings[name] for name in SAMPLED if settings.get(name) is not None}
+    return replace(recommended, **chosen)
+
+
+def title_of(text: str) -> str:
+    """The first line, cut at a word."""
+    line = next((line.strip("#>*-` \t") for line in text.splitlines() if line.strip("#>*-` \t")), "") or text.strip()
+    line = " ".join(line.split())
+    return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0] + "…"
+
+
+def _blank(name: str, parent: int | None, begin: str = "") -> Node:
+    return Node(0, name, parent, "assistant", begin, state="writing")
+
+
+def _text(text: str) -> str:
+    """A lone surrogate cannot be stored; browsers send one for half an emoji."""
+    return text.encode("utf-8", "replace").decode("utf-8")

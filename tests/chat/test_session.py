@@ -1,0 +1,412 @@
+"""What a person can do, on the scripted engine. `pytest tests/chat/test_session.py`"""
+
+import threading
+import time
+
+import pytest
+
+from chat.engine import BadRequest, Message, Sampling
+from chat.scripted import ScriptedEngine
+from chat.session import Chats, ModelState, title_of
+from chat.store import File, Store
+
+
+class Listening(ScriptedEngine):
+    """Remembers what it was asked."""
+
+    def __init__(self, replies=None, **options):
+        super().__init__(replies, **options)
+        self.asked, self.read_ahead, self.sampled = [], [], []
+
+    def stream(self, messages, sampling, *, conversation=None):
+        self.asked.append(list(messages))
+        self.sampled.append(sampling)
+        return super().stream(messages, sampling, conversation=conversation)
+
+    def prefill(self, messages, *, conversation=None):
+        self.read_ahead.append(list(messages))
+        super().prefill(messages, conversation=conversation)
+
+
+class House:
+    """A program with one engine, as app.py would put it together."""
+
+    def __init__(self, path, engine):
+        self.store, self.engine = Store(path), engine
+        self.chats = Chats(self.store, lambda: ModelState(engine=self.engine))
+        self.ann = self.chats.of("ann")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "chats.sqlite3"
+
+
+@pytest.fixture
+def house(path):
+    made = []
+
+    def make(*replies, **options):
+        made.append(House(path, Listening(list(replies), **options)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.chats.close()
+
+
+def shown(session, name):
+    return [turn.node.content for turn in session.view(name).turns]
+
+
+def wait_for(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+def test_a_message_is_answered_and_both_are_stored(house):
+    ann = house("Hello, Ann!").ann
+    chat = ann.create()
+    answer = ann.send(chat.id, "Hi there")
+    assert answer.wait(5)
+    assert shown(ann, chat.id) == ["Hi there", "Hello, Ann!"]
+    last = ann.view(chat.id).turns[-1].node
+    assert last.state == "whole" and last.receipt["finish"] == "stop" and last.receipt["stats"]["completion"] == 2
+    assert ann.conversation(chat.id).title == "Hi there"
+
+
+def test_the_question_is_on_disk_before_the_answer_begins(house, path):
+    home = house("slowly", read_tps=1.0)
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Important!")
+    assert [node.content for node in Store(path).tree(chat.id)] == ["Important!", ""]
+
+
+def test_thinking_is_kept_apart_and_its_time_is_known(house):
+    ann = house("<think>\nHm.\nLet me see.\n</think>\n\nYes.", write_tps=200).ann
+    chat = ann.create(settings={"thinking": True})
+    assert ann.send(chat.id, "Well?").wait(5)
+    last = ann.view(chat.id).turns[-1].node
+    assert (last.thinking, last.content) == ("Hm.\nLet me see.", "Yes.") and last.thought_s > 0
+
+
+def test_an_answer_goes_on_when_nobody_watches_and_a_second_look_finds_it(house):
+    ann = house("one two three four five six", write_tps=60).ann
+    chat = ann.create()
+    first = ann.send(chat.id, "Count")
+    wait_for(lambda: first.content)
+    assert ann.view(chat.id).answer is first
+    assert first.wait(5)
+    assert ann.view(chat.id).answer is None and shown(ann, chat.id)[-1] == "one two three four five six"
+
+
+def test_a_partial_answer_is_written_as_it_goes(house, path, monkeypatch):
+    monkeypatch.setattr("chat.answer.SAVE_S", 0.0)
+    home = house("word " * 500, write_tps=100)
+    chat = home.ann.create()
+    answer = home.ann.send(chat.id, "Talk")
+    wait_for(lambda: len(answer.content) > 20)
+    kept = next(node for node in home.store.tree(chat.id) if node.role == "assistant")
+    assert kept.state == "writing" and kept.content.startswith("word word")
+    after_the_crash = Store(path)
+    kept = after_the_crash.node(chat.id, kept.id)
+    assert kept.state == "partial" and kept.content.startswith("word word")
+
+
+def test_a_partial_answer_can_be_continued_where_it_ended(house):
+    home = house("Once upon a time", " there was a fox.")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Tell").wait(5)
+    node = home.ann.view(chat.id).turns[-1].node
+    assert home.ann.go_on(chat.id, node.id).wait(5)
+    assert shown(home.ann, chat.id) == ["Tell", "Once upon a time there was a fox."]
+    assert home.engine.asked[-1] == [Message("user", "Tell"), Message("assistant", "Once upon a time")]
+    assert home.ann.view(chat.id).turns[-1].versions == 2
+
+
+def test_stop_while_writing_keeps_what_is_there(house):
+    ann = house("word " * 1000, write_tps=100).ann
+    chat = ann.create()
+    answer = ann.send(chat.id, "Talk")
+    wait_for(lambda: len(answer.content) > 10)
+    ann.stop(chat.id)
+    assert answer.wait(1)
+    last = ann.view(chat.id).turns[-1].node
+    assert last.state == "stopped" and last.content.startswith("word word")
+
+
+def test_stop_while_reading_leaves_the_conversation_usable(house):
+    ann = house("never said", "said", read_tps=640).ann
+    chat = ann.create()
+    answer = ann.send(chat.id, "much " * 3000)
+    wait_for(lambda: answer.progress and answer.progress[0] > 0)
+    ann.stop(chat.id)
+    assert answer.wait(1) and ann.view(chat.id).turns[-1].node.state == "stopped"
+    assert ann.send(chat.id, "short", after=None).wait(5)
+
+
+def test_stop_while_the_model_still_loads(path):
+    chats = Chats(Store(path), lambda: ModelState("Reading the file"))
+    ann = chats.of("ann")
+    chat = ann.create()
+    answer = ann.send(chat.id, "Hello")
+    assert answer.phase == "waiting"
+    ann.stop(chat.id)
+    assert answer.wait(1) and ann.view(chat.id).turns[-1].node.state == "stopped"
+    chats.close()
+
+
+def test_a_question_waits_for_the_model_to_load(path):
+    states = [ModelState("Reading the file")]
+    chats = Chats(Store(path), lambda: states[-1])
+    ann = chats.of("ann")
+    chat = ann.create()
+    answer = ann.send(chat.id, "Hello")
+    time.sleep(0.05)
+    assert answer.phase == "waiting"
+    states.append(ModelState(engine=ScriptedEngine(["Here I am."])))
+    assert answer.wait(5) and shown(ann, chat.id)[-1] == "Here I am."
+    chats.close()
+
+
+def test_a_model_that_cannot_be_opened_is_said_where_the_answer_would_be(path):
+    chats = Chats(Store(path), lambda: ModelState(error="There is no file there."))
+    ann = chats.of("ann")
+    chat = ann.create()
+    assert ann.send(chat.id, "Hello").wait(5)
+    last = ann.view(chat.id).turns[-1].node
+    assert (last.state, last.note) == ("failed", "There is no file there.")
+    chats.close()
+
+
+def test_regenerating_makes_a_version_and_arrows_walk_between_them(house):
+    ann = house("first", "second", "third").ann
+    chat = ann.create()
+    ann.send(chat.id, "Q").wait(5)
+    first = ann.view(chat.id).turns[-1].node.id
+    ann.regenerate(chat.id, first).wait(5)
+    last = ann.view(chat.id).turns[-1]
+    assert (last.node.content, last.place, last.versions) == ("second", 2, 2)
+    ann.turn_to(chat.id, last.node.id, -1)
+    assert shown(ann, chat.id) == ["Q", "first"]
+    ann.send(chat.id, "Q2", after=first).wait(5)
+    ann.turn_to(chat.id, first, +1)
+    assert shown(ann, chat.id) == ["Q", "second"]
+    ann.turn_to(chat.id, ann.view(chat.id).turns[-1].node.id, -1)
+    assert shown(ann, chat.id) == ["Q", "first", "Q2", "third"], "going back shows what followed"
+
+
+def test_a_regenerated_answer_does_not_see_the_old_one(house):
+    home = house("first", "second")
+    chat = home.ann.create(system="Be kind.")
+    home.ann.send(chat.id, "Q").wait(5)
+    home.ann.regenerate(chat.id, home.ann.view(chat.id).turns[-1].node.id).wait(5)
+    assert home.engine.asked == [[Message("system", "Be kind."), Message("user", "Q")]] * 2
+
+
+def test_editing_a_question_makes_a_branch_that_is_answered(house):
+    ann = house("to A", "to B").ann
+    chat = ann.create()
+    ann.send(chat.id, "A").wait(5)
+    assert ann.edit(chat.id, ann.view(chat.id).turns[0].node.id, "B").wait(5)
+    assert shown(ann, chat.id) == ["B", "to B"] and ann.view(chat.id).turns[0].versions == 2
+    ann.turn_to(chat.id, ann.view(chat.id).turns[0].node.id, -1)
+    assert shown(ann, chat.id) == ["A", "to A"]
+
+
+def test_an_edited_answer_is_what_the_model_sees_from_then_on(house):
+    home = house("wrong", "next")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "A").wait(5)
+    answer = home.ann.view(chat.id).turns[-1].node.id
+    assert home.ann.edit(chat.id, answer, "right") is None
+    tip = home.ann.view(chat.id).turns[-1].node
+    assert tip.content == "right" and home.ann.view(chat.id).turns[-1].versions == 2
+    home.ann.send(chat.id, "B", after=tip.id).wait(5)
+    assert home.engine.asked[-1] == [Message("user", "A"), Message("assistant", "right"), Message("user", "B")]
+
+
+def test_a_stale_tab_makes_a_branch_and_overwrites_nothing(house):
+    ann = house("a1", "a2", "a3").ann
+    chat = ann.create()
+    ann.send(chat.id, "Q1").wait(5)
+    seen = ann.view(chat.id).turns[-1].node.id
+    ann.send(chat.id, "Q2", after=seen).wait(5)
+    ann.send(chat.id, "from the old tab", after=seen).wait(5)
+    assert shown(ann, chat.id) == ["Q1", "a1", "from the old tab", "a3"]
+    ann.turn_to(chat.id, ann.view(chat.id).turns[2].node.id, -1)
+    assert shown(ann, chat.id) == ["Q1", "a1", "Q2", "a2"]
+
+
+def test_a_second_question_is_refused_while_an_answer_is_written(house):
+    ann = house("word " * 100, write_tps=50).ann
+    chat = ann.create()
+    ann.send(chat.id, "Q")
+    with pytest.raises(BadRequest, match="still being written"):
+        ann.send(chat.id, "Q2")
+    assert next(turn.node.content for turn in ann.view(chat.id).turns) == "Q"
+    ann.stop(chat.id)
+
+
+def test_two_threads_that_send_at_once_start_one_answer(house):
+    ann = house("word " * 100, write_tps=50).ann
+    chat = ann.create()
+    refused = []
+
+    def send():
+        try:
+            ann.send(chat.id, "Q")
+        except BadRequest as exc:
+            refused.append(exc)
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(refused) == 7
+
+
+def test_an_engine_that_fails_leaves_a_sentence_and_a_usable_conversation(house):
+    home = house(RuntimeError("out of luck"), "fine")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Q").wait(5)
+    last = home.ann.view(chat.id).turns[-1].node
+    assert last.state == "failed" and "out of luck" in last.note
+    home.ann.send(chat.id, "Q2", after=last.id).wait(5)
+    assert home.engine.asked[-1] == [Message("user", "Q"), Message("user", "Q2")], "the failed attempt is left out"
+
+
+def test_an_answer_cut_by_the_limit_says_so(house):
+    ann = house("one two three four").ann
+    chat = ann.create(settings={"max_tokens": 2})
+    ann.send(chat.id, "Q").wait(5)
+    last = ann.view(chat.id).turns[-1].node
+    assert (last.content, last.state) == ("one two", "length")
+
+
+def test_an_answer_can_be_begun_with_given_words(house):
+    home = house(" answer is 42.")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Q", begin="The").wait(5)
+    assert shown(home.ann, chat.id)[-1] == "The answer is 42."
+    assert home.engine.asked[-1][-1] == Message("assistant", "The")
+
+
+def test_files_reach_the_model_as_text_before_the_words_about_them(house):
+    home = house("ok")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "What is this?", files=[File("a.py", "x = '```'\n")]).wait(5)
+    assert home.engine.asked[-1] == [Message("user", "a.py:\n````\nx = '```'\n````\n\nWhat is this?")]
+    assert home.ann.view(chat.id).turns[0].node.content == "What is this?"
+
+
+def test_settings_lie_over_what_the_model_recommends(house):
+    home = house("ok")
+    chat = home.ann.create(settings={"temperature": 0.1, "seed": 7, "top_k": None})
+    home.ann.send(chat.id, "Q").wait(5)
+    assert home.engine.sampled == [Sampling(temperature=0.1, seed=7)]
+    with pytest.raises(BadRequest, match="top_p is 7"):
+        home.ann.choose(chat.id, settings={"top_p": 7})
+
+
+def test_what_is_typed_is_read_ahead_and_a_finished_answer_again(house):
+    home = house("Yes.")
+    chat = home.ann.create()
+    home.ann.ahead(chat.id, "Is it t")
+    home.ann.send(chat.id, "Is it true?").wait(5)
+    wait_for(lambda: len(home.engine.read_ahead) == 2)
+    assert home.engine.read_ahead[0] == [Message("user", "Is it t")]
+    assert home.engine.read_ahead[1] == [Message("user", "Is it true?"), Message("assistant", "Yes."), Message("user", "")]
+
+
+def test_nobody_can_touch_anothers_conversation(house):
+    home = house("secret")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Q").wait(5)
+    node, bob = home.ann.view(chat.id).turns[-1].node.id, home.chats.of("bob")
+    own = bob.create()
+    attempts = [
+        lambda: bob.view(chat.id),
+        lambda: bob.send(chat.id, "x"),
+        lambda: bob.send(own.id, "x", after=node),
+        lambda: bob.regenerate(chat.id, node),
+        lambda: bob.regenerate(own.id, node),
+        lambda: bob.edit(chat.id, node, "x"),
+        lambda: bob.edit(own.id, node, "x"),
+        lambda: bob.go_on(chat.id, node),
+        lambda: bob.turn_to(chat.id, node, 1),
+        lambda: bob.stop(chat.id),
+        lambda: bob.rename(chat.id, "x"),
+        lambda: bob.delete(chat.id),
+        lambda: bob.ahead(chat.id, "x"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(BadRequest):
+            attempt()
+    assert shown(home.ann, chat.id) == ["Q", "secret"] and home.ann.view(chat.id).turns[-1].versions == 1
+
+
+def test_a_temporary_conversation_is_never_on_disk(house, path):
+    home = house("hush")
+    chat = home.ann.create(temporary=True)
+    home.ann.send(chat.id, "off the record").wait(5)
+    assert shown(home.ann, chat.id) == ["off the record", "hush"]
+    assert home.ann.conversations() == [] and home.store.tree(chat.id) == []
+    with pytest.raises(BadRequest):
+        home.chats.of("bob").view(chat.id)
+
+
+def test_deleting_can_be_undone(house):
+    ann = house("a").ann
+    chat = ann.create()
+    ann.send(chat.id, "Q").wait(5)
+    ann.delete(chat.id)
+    assert ann.conversations() == []
+    ann.restore(chat.id)
+    assert shown(ann, chat.id) == ["Q", "a"] and len(ann.conversations()) == 1
+
+
+def test_closing_keeps_what_running_answers_have(house, path):
+    home = house("word " * 1000, write_tps=100)
+    chat = home.ann.create()
+    answer = home.ann.send(chat.id, "Talk")
+    wait_for(lambda: len(answer.content) > 10)
+    home.chats.close()
+    kept = next(node for node in Store(path).tree(chat.id) if node.role == "assistant")
+    assert kept.state == "stopped" and kept.content == answer.content
+
+
+def test_many_people_at_once_get_their_own_answers(house):
+    home = house()
+    home.engine = ScriptedEngine(write_tps=500)
+    people = [home.chats.of(f"person {number}") for number in range(16)]
+    chats = [person.create(settings={"temperature": 0.0}) for person in people]
+    answers = [
+        person.send(chat.id, f"I am number {number} of many")
+        for number, (person, chat) in enumerate(zip(people, chats, strict=True))
+    ]
+    assert all(answer.wait(10) for answer in answers)
+    for number, (person, chat) in enumerate(zip(people, chats, strict=True)):
+        assert shown(person, chat.id) == [f"I am number {number} of many"] * 2
+
+
+def test_half_an_emoji_is_stored_as_a_question_mark_and_nothing_breaks(house):
+    ann = house("ok").ann
+    chat = ann.create()
+    ann.send(chat.id, "half \ud83d").wait(5)
+    assert shown(ann, chat.id)[0] == "half ?"
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("## Hello\nmore", "Hello"),
+        ("\n\n  - list", "list"),
+        ("🙂", "🙂"),
+        ("a " * 60, "a " * 29 + "a…"),
+        ("x" * 99, "x" * 60 + "…"),
+    ],
+)
+def test_the_title_is_the_first_line(text, title):
+    assert title_of(text) == title
