@@ -1,0 +1,268 @@
+"""Engine on llama.cpp, for any CPU: `open_gguf(Path("model.gguf"))`.
+
+Prompts are rendered with the file's own template and tokenised here; chat/scheduler.py decides what is computed when, in the
+one thread that owns the context; a stream's reader turns token ids into text in its own thread.
+"""
+
+import hashlib
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from chat import machine
+from chat.engine import About, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
+from chat.llama import VERSION, Context, Header, Model
+from chat.prompt import Characters, Kind, Piece, Template, Thought
+from chat.scheduler import PIECE, Reply, Scheduler
+from chat.snapshots import Snapshots
+
+DEFAULT_CONTEXT = 8192
+PARALLEL = 16  # replies at once
+CACHED = 16  # further sequences that stay in the cache
+WORK_BYTES = 300 << 20  # work buffers, vocabulary and interpreter at 4 B: measured 260 MB
+KEPT = 512  # answers whose own token ids are remembered
+Progress = Callable[[str, float], bool]
+
+
+class GgufEngine:
+    """A model file that talks. Made by `open_gguf`."""
+
+    name = "llama.cpp"
+
+    def __init__(self, model: Model, context: Context, about: About, snapshots: Snapshots | None) -> None:
+        header = model.header
+        self.about = about
+        self.context_size = context.size
+        self._model, self._context, self._snapshots = model, context, snapshots
+        self._template = Template(header.template, model.added, bos=header.bos, eos=header.eos)
+        self._scheduler = Scheduler(model, context, parallel=min(PARALLEL, context.sequences), snapshots=snapshots)
+        self._kept: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self._ids(self._template.pieces(messages)))
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
+        pieces = self._template.pieces(messages, thinking=sampling.thinking)
+        prompt = self._ids(pieces)
+        room = self.context_size - len(prompt)
+        if room < 1:
+            raise ContextOverflow(len(prompt), self.context_size)
+        seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
+        reply = Reply(prompt, sampling, seed, min(room, sampling.max_tokens or room), conversation)
+        text = _Text(self._model, messages, pieces)
+        self._scheduler.submit(reply)
+        try:
+            while True:
+                item = reply.out.get()
+                if isinstance(item, tuple):
+                    yield Chunk(kind=text.kind, progress=item)
+                elif isinstance(item, int):
+                    yield from text.feed(item)
+                elif item.error:
+                    raise item.error
+                else:
+                    rest = text.end()
+                    yield from rest
+                    yield Chunk(kind=text.kind, finish=item.finish, stats=item.stats)
+                    return
+        finally:
+            self._scheduler.cancel(reply)
+            self._remember(messages, text, conversation)
+
+    def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
+        self._scheduler.ahead(self._ids(self._template.settled(messages)), conversation)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._scheduler.close()
+        if self._snapshots:
+            self._snapshots.flush()
+        self._context.close()
+        self._model.close()
+
+    def _remember(self, messages: Sequence[Message], text: "_Text", conversation: str | None) -> None:
+        """Keep the answer's ids, and read it again at once in the form that the next question will find it in."""
+        before = messages[-1].content if messages[-1].role == "assistant" else ""
+        answer = before + text.answer
+        if not answer or self._closed:
+            return
+        if ids := text.answer_ids:
+            with self._lock:
+                kept = (*self._kept.get(before, ()), *ids) if before else tuple(ids)
+                if not before or before in self._kept:
+                    self._kept[answer] = kept
+                    self._kept.move_to_end(answer)
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+        if conversation is not None:
+            asked = messages[:-1] if messages[-1].role == "assistant" else messages
+            self.prefill([*asked, Message("assistant", answer), Message("user", "")], conversation=conversation)
+
+    def _ids(self, pieces: Sequence[Piece]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            if piece.added:
+                ids.append(self._model.added[piece.text])
+                continue
+            head = next((head for head in ("assistant\n", "\n\n") if piece.text.startswith(head)), "")
+            kept = self._kept.get(piece.text[len(head) :]) if head else None
+            ids += self._model.tokenize(head if kept else piece.text)
+            ids += kept or ()
+        return ids
+
+
+class _Text:
+    """Token ids of one reply -> chunks, and which ids made the answer."""
+
+    def __init__(self, model: Model, messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
+        said = messages[-1].role == "assistant"
+        prompt = "".join(piece.text for piece in pieces[-3:]).rstrip()
+        inside = prompt.endswith("<think>") or (said and bool(messages[-1].thinking) and not messages[-1].content)
+        self._model = model
+        self._characters = Characters()
+        self._thought = Thought(inside=inside, said=said and not inside and bool(messages[-1].content))
+        self._ids: list[int] = []
+        self._answer_from: int | None = None
+        self.answer = ""
+
+    @property
+    def kind(self) -> Kind:
+        return self._thought.kind
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """Ids of the answer alone; none where its first character lies within a token, or a character is broken."""
+        exact = self._answer_from is not None and "�" not in self.answer and self.answer[:1].strip() != ""
+        return self._ids[self._answer_from :] if exact else []
+
+    def feed(self, token: int) -> Iterator[Chunk]:
+        self._ids.append(token)
+        text = self._characters.feed(self._model.piece(token))
+        yield from self._chunks(self._thought.feed(text), 1, text)
+
+    def end(self) -> list[Chunk]:
+        text = self._characters.end()
+        return list(self._chunks([*self._thought.feed(text), *self._thought.end()], 0, None))
+
+    def _chunks(self, parts: list[tuple[Kind, str]], tokens: int, whole: str | None) -> Iterator[Chunk]:
+        for kind, text in parts or ([(self.kind, "")] if tokens else []):
+            if kind == "answer" and text:
+                if not self.answer and text == whole:
+                    self._answer_from = len(self._ids) - 1
+                self.answer += text
+            yield Chunk(text, kind, tokens)
+            tokens = 0
+
+
+def open_gguf(
+    path: Path,
+    *,
+    context: int | None = None,
+    kv: str = "f16",
+    threads: int | None = None,
+    snapshots: Path | None = None,
+    snapshot_bytes: int = 4 << 30,
+    free_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> GgufEngine:
+    """Open a GGUF of the Qwen3 architecture.
+
+    `context` in tokens: None takes the model's own up to 8,192, and less where memory is short; a number is kept or refused.
+    `kv` is the KV cache's type: f16, q8_0 (about half the memory) or f32. `progress(text, fraction)` is told how far loading
+    is and may return False to stop it. `snapshots` is a folder for the KV cache of evicted and closed conversations.
+    Raises ModelUnusable: foreign or torn file, another architecture, no template, not enough memory.
+    """
+    path = Path(path)
+    probe = Model(path, vocabulary_only=True)
+    header = probe.header
+    probe.close()
+    if header.architecture != "qwen3":
+        raise ModelUnusable(
+            f"{path.name} is a {header.architecture} model; this program runs Qwen3 models (architecture qwen3)."
+        )
+    Template(header.template, ())
+    size, mode, note = plan(header, context, kv, machine.free_memory() if free_bytes is None else free_bytes)
+    threads = threads or machine.threads()
+    report = progress or (lambda text, fraction: True)
+
+    def loading(fraction: float) -> bool:
+        return report(f"Reading {path.name}", fraction)
+
+    model = Model(path, load_mode=mode, repack=mode == "none", progress=loading)
+    sequences = PARALLEL + CACHED
+    try:
+        opened = Context(model, size=size, sequences=sequences, batch=PIECE, threads=threads, kv=kv)
+    except ModelUnusable:
+        model.close()
+        raise
+    detail = f"{header.quant}, {threads} threads, {size:,} tokens of context" + (f"; {note}" if note else "")
+    about = About(
+        model=header.name,
+        backend="llama.cpp",
+        detail=detail,
+        thinks="enable_thinking" in header.template,
+        sampling=recommended(header.metadata),
+        file=str(path),
+    )
+    stored = Snapshots(snapshots, key=_key(header, kv), budget=snapshot_bytes) if snapshots and snapshot_bytes else None
+    return GgufEngine(model, opened, about, stored)
+
+
+def plan(header: Header, context: int | None, kv: str, free: int) -> tuple[int, str, str]:
+    """(context in tokens, load mode, a note for the status line) for `free` bytes of memory.
+
+    Loading into memory holds the weights once (3.7 GB for 4 B Q4_K_M at 8k); mapping the file holds nothing that cannot
+    be dropped but reads slower. Raises ModelUnusable with the largest context that fits.
+    """
+    per_token = header.kv_bytes_per_token(kv)
+    most = header.context_length or DEFAULT_CONTEXT
+    wanted = min(context or DEFAULT_CONTEXT, most)
+    if context and context > most:
+        raise ModelUnusable(
+            f"A context of {context:,} tokens was asked for; {header.path.name} was made for {most:,} at most."
+        )
+    fits = (free - header.bytes - WORK_BYTES) // per_token // 256 * 256
+    if fits >= wanted:
+        return wanted, "none", ""
+    if context is None and fits >= 2048:
+        return int(fits), "none", f"{wanted:,} would not fit in {free / 1e9:.1f} GB of free memory"
+    mapped = (free - header.bytes // 2 - WORK_BYTES) // per_token // 256 * 256
+    if mapped >= wanted:
+        return wanted, "mmap", "memory is short: weights are read from the file as needed"
+    largest = f"The largest context that fits is {max(fits, mapped):,}: use --context {max(fits, mapped)}"
+    advice = (
+        largest + (", or --kv q8_0." if kv == "f16" else ".") if max(fits, mapped) >= 512 else "Use a smaller model or quant."
+    )
+    raise ModelUnusable(
+        f"{header.path.name} needs {(header.bytes + wanted * per_token + WORK_BYTES) / 1e9:.1f} GB at {wanted:,} tokens "
+        f"of context and {free / 1e9:.1f} GB of memory are free. {advice}"
+    )
+
+
+def recommended(metadata: dict[str, str]) -> Sampling:
+    """The model's own sampling values, as convert carries them over from generation_config.json."""
+    names = {"temperature": ("temp", float), "top_p": ("top_p", float), "top_k": ("top_k", int), "min_p": ("min_p", float)}
+    given = {}
+    for ours, (theirs, kind) in names.items():
+        try:
+            given[ours] = kind(float(metadata[f"general.sampling.{theirs}"]))
+        except (KeyError, ValueError):
+            continue
+    return Sampling(**given)
+
+
+def _key(header: Header, kv: str) -> str:
+    """Names the model file by size and 64 samples of its bytes: hashing 2.5 GB would cost the seconds that are to be saved."""
+    digest = hashlib.sha256()
+    with header.path.open("rb") as file:
+        for i in range(64):
+            file.seek(i * max(header.bytes - 65536, 0) // 63)
+            digest.update(file.read(65536))
+    return f"{VERSION} {header.bytes} {digest.hexdigest()} {kv}"

@@ -1,0 +1,432 @@
+"""One thread that owns a llama.cpp context and shares it between replies: what is read, written, kept and thrown out.
+
+Three rules. Nobody waits behind anybody: every step writes one token of each reply that writes and reads a piece of each
+prompt that is being read. Nothing is read twice: a sequence stays in the KV cache after its reply, and a new prompt starts
+from the longest beginning that any sequence holds. Reading ahead is done when nothing else is, and stops within a step.
+"""
+
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chat.engine import GenerationFailed, Sampling, Stats
+from chat.llama import Context, Model, Row, Sampler, said
+from chat.snapshots import Snapshots
+
+PIECE = 128  # most rows of a step: pieces of 64-128 tokens read as fast as 512 (measured, 4 B on two cores)
+LEAST = 16  # fewest prompt tokens of a reader in a step
+BRANCH = 64  # an old continuation of at least this many tokens is kept as a branch, if a sequence is free
+DONE, NO_ROOM, ABORTED = 0, 1, 2
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence of the KV cache: which tokens it holds, for which conversation, and who works in it now."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    conversation: str | None = None
+    used: int = 0
+    busy: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """The last thing a reply's queue gives: how it ended, or the error."""
+
+    finish: str
+    stats: Stats
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Reply:
+    """One stream: its prompt, and the queue of token ids, `(read, total)` pairs and an End that its reader takes from."""
+
+    prompt: list[int]
+    sampling: Sampling
+    seed: int
+    limit: int  # tokens it may write
+    conversation: str | None
+    out: "queue.SimpleQueue[int | tuple[int, int] | End]" = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+    slot: Slot | None = None
+    sampler: Sampler | None = None
+    written: list[int] = field(default_factory=list)
+    reused: int = -1
+    begun: float = field(default_factory=time.perf_counter)
+    reading_since: float = 0.0
+    first: float = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        """What its sequence must hold before the next token can be drawn."""
+        return self.prompt + self.written if self.written else self.prompt
+
+    @property
+    def missing(self) -> int:
+        assert self.slot is not None
+        return len(self.prompt) + len(self.written) - len(self.slot.tokens)
+
+    @property
+    def writing(self) -> bool:
+        return self.slot is not None and bool(self.written) and self.missing == 1
+
+
+@dataclass(eq=False)
+class Ahead:
+    """Tokens to have in the cache before anybody asks."""
+
+    tokens: list[int]
+    conversation: str | None
+    slot: Slot | None = None
+
+
+class Scheduler:
+    """Start it with an open context; `submit`, `cancel`, `ahead` and `close` may be called from any thread.
+
+    `parallel` replies run at once, the others wait in order. `sequences - parallel` more stay in the cache.
+    """
+
+    def __init__(self, model: Model, context: Context, *, parallel: int, snapshots: Snapshots | None = None) -> None:
+        self._model, self._context, self._parallel, self._snapshots = model, context, parallel, snapshots
+        self._slots = [Slot(number) for number in range(context.sequences)]
+        self._waiting: deque[Reply] = deque()
+        self._running: list[Reply] = []
+        self._aheads: dict[str | None, Ahead] = {}
+        self._inbox: deque[Reply | Ahead] = deque()
+        self._changed = threading.Condition()
+        self._step: Sequence[Reply] | None = None  # whose rows llama.cpp computes now; empty for reading ahead
+        self._closing = False
+        self._failure: Exception | None = None
+        self._clock = itertools.count(1)
+        self._row_s = self._write_s = 0.0  # measured: one more prompt row in a step, a step that only writes
+        self._thread = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread
+
+    def submit(self, reply: Reply) -> None:
+        with self._changed:
+            if self._failure or self._closing:
+                raise GenerationFailed("The engine is closed: open the model again.") from self._failure
+            self._inbox.append(reply)
+            if self._step is not None and not self._step:
+                self._context.abort()  # reading ahead gives way inside its step
+            self._changed.notify()
+
+    def cancel(self, reply: Reply) -> None:
+        with self._changed:
+            reply.cancelled = True
+            if self._step is not None and reply in self._step:
+                self._context.abort()
+            self._changed.notify()
+
+    def ahead(self, tokens: list[int], conversation: str | None) -> None:
+        with self._changed:
+            if not self._closing and not self._failure:
+                self._inbox.append(Ahead(tokens, conversation))
+                self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._context.abort()
+            self._changed.notify()
+        self._thread.join()
+
+    def held(self) -> list[tuple[str | None, int]]:
+        """(conversation, tokens) of every sequence in use, for the tests and the benchmark."""
+        return [(slot.conversation, len(slot.tokens)) for slot in self._slots if slot.tokens]
+
+    # ---- the owner thread
+
+    def _own(self) -> None:
+        try:
+            while self._take_news():
+                self._admit()
+                if self._running:
+                    self._advance()
+                else:
+                    self._read_ahead()
+        except Exception as exc:  # noqa: BLE001 the thread's edge: a reader must not wait for ever
+            self._failure = exc
+        finally:
+            self._wind_up()
+
+    def _take_news(self) -> bool:
+        """Wait for work; False when it is time to close."""
+        with self._changed:
+            while not (self._closing or self._inbox or self._running or self._waiting or self._aheads):
+                self._changed.wait()
+            while self._inbox:
+                item = self._inbox.popleft()
+                if isinstance(item, Ahead):
+                    self._aheads[item.conversation] = item
+                else:
+                    self._aheads.pop(item.conversation, None)
+                    self._waiting.append(item)
+            self._context.proceed()
+            if self._closing:
+                return False
+        for reply in [r for r in (*self._running, *self._waiting) if r.cancelled]:
+            self._end(reply, "cancelled")
+        return True
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._parallel:
+            reply = self._waiting[0]
+            slot = self._place(reply.tokens, reply.conversation)
+            if slot is None:
+                return
+            self._waiting.popleft()
+            reply.slot, slot.busy = slot, True
+            reply.reading_since = reply.reading_since or time.perf_counter()
+            if reply.reused < 0:
+                reply.reused = len(slot.tokens)
+                reply.sampler = Sampler(reply.sampling, reply.seed, self._model.vocabulary)
+                if reply.sampling.repetition_penalty != 1.0:
+                    for token in reply.prompt[-256:]:
+                        reply.sampler.accept(token)
+            reply.out.put((len(slot.tokens), len(reply.prompt)))
+            self._running.append(reply)
+
+    def _place(self, tokens: list[int], conversation: str | None) -> Slot | None:
+        """A sequence that holds as much of `tokens` as is known, all but the last at most; None if all are at work."""
+        shared, source = max(((common(slot.tokens, tokens), -slot.number) for slot in self._slots), default=(0, 0))
+        shared, source = min(shared, len(tokens) - 1), self._slots[-source]
+        idle = [slot for slot in self._slots if not slot.busy]
+        own = next((s for s in idle if conversation is not None and s.conversation == conversation), None)
+        if own and common(own.tokens, tokens) >= shared:
+            source = own
+        stored = self._snapshots.longest(tokens) if self._snapshots else None
+        if stored and stored.shared > shared + LEAST and (slot := self._vacant(idle, own)):
+            if (data := self._snapshots.read(stored)) is not None and self._context.load(slot.number, data):
+                slot.tokens = list(stored.tokens)
+                return self._give(slot, tokens, min(stored.shared, len(tokens) - 1), conversation)
+            self._empty(slot)
+        if not source.busy and source in idle:
+            mine = source is own or source.conversation is None
+            lost = len(source.tokens) - shared
+            if mine and (lost < BRANCH or not any(not s.tokens for s in idle)):
+                return self._give(source, tokens, shared, conversation)
+        slot = self._vacant([s for s in idle if s is not source] or idle, None)
+        if slot is None:
+            return None
+        if shared and slot is not source:
+            self._context.copy(source.number, slot.number, shared)
+            slot.tokens = source.tokens[:shared]
+        else:
+            shared = 0
+        return self._give(slot, tokens, shared, conversation)
+
+    def _give(self, slot: Slot, tokens: list[int], keep: int, conversation: str | None) -> Slot:
+        self._context.cut(slot.number, keep)
+        slot.tokens = slot.tokens[:keep]
+        for other in self._slots:  # what was this conversation's is now an old branch of it
+            if other is not slot and conversation is not None and other.conversation == conversation:
+                other.conversation = None
+        slot.conversation, slot.used = conversation, next(self._clock)
+        return slot
+
+    def _vacant(self, idle: list[Slot], preferred: Slot | None) -> Slot | None:
+        """An empty idle sequence, made by evicting if need be: old branches first, then the least recently used."""
+        if preferred and not preferred.tokens:
+            return preferred
+        slot = min(idle, key=lambda s: (bool(s.tokens), s.conversation is not None, s.used), default=None)
+        if slot and slot.tokens:
+            self._evict(slot)
+        return slot
+
+    def _evict(self, slot: Slot) -> None:
+        if slot.conversation is not None and self._snapshots:
+            self._snapshots.save(slot.tokens, lambda: self._context.save(slot.number))
+        self._empty(slot)
+
+    def _empty(self, slot: Slot) -> None:
+        self._context.cut(slot.number, 0)
+        slot.tokens, slot.conversation = [], None
+
+    def _advance(self) -> None:
+        """One step: a token of everybody who writes, a piece of everybody who reads."""
+        rows: list[Row] = []
+        parts: list[tuple[Reply, int, int]] = []  # whose, how many rows, where its row with logits is
+        writers = [reply for reply in self._running if reply.writing]
+        readers = [reply for reply in self._running if not reply.writing]
+        budget = self._budget(len(writers)) if readers else 0
+        for reply in writers:
+            parts.append((reply, 1, len(rows)))
+            rows.append(Row(reply.written[-1], len(reply.slot.tokens), reply.slot.number, True))
+        share = max(LEAST, budget // max(len(readers), 1))
+        for reply in readers:
+            count = min(share, reply.missing, budget, self._context.rows - len(rows))
+            if count <= 0:
+                break
+            budget -= count
+            tokens, start = reply.tokens, len(reply.slot.tokens)
+            last = start + count == len(tokens)
+            for position in range(start, start + count):
+                rows.append(Row(tokens[position], position, reply.slot.number, last and position == start + count - 1))
+            parts.append((reply, count, len(rows) - 1 if last else -1))
+        if readers:  # the next step begins with somebody else
+            self._running.remove(readers[0])
+            self._running.append(readers[0])
+
+        begun = time.perf_counter()
+        status = self._decode(rows, [reply for reply, *_ in parts])
+        if status == DONE:
+            self._measure(len(writers), len(rows), time.perf_counter() - begun)
+            for reply, count, row in parts:
+                start = len(reply.slot.tokens)
+                reply.slot.tokens += reply.tokens[start : start + count]
+                if row >= 0:
+                    self._draw(reply, row)
+                else:
+                    reply.out.put((len(reply.slot.tokens), len(reply.prompt)))
+            return
+        for reply, *_ in parts:  # nothing of this step is trusted: what of it is in memory goes
+            self._context.cut(reply.slot.number, len(reply.slot.tokens))
+        if status == ABORTED:
+            return
+        if status == NO_ROOM:
+            self._make_room([reply for reply, *_ in parts])
+            return
+        for reply, *_ in parts:
+            slot = reply.slot
+            self._end(reply, "cancelled", GenerationFailed(f"llama.cpp failed in the middle ({status}: {said()}). Try again."))
+            self._empty(slot)
+
+    def _draw(self, reply: Reply, row: int) -> None:
+        token = reply.sampler.sample(self._context, row)
+        if not reply.written:
+            reply.first = time.perf_counter()
+        reply.written.append(token)
+        if self._model.ends(token):
+            self._end(reply, "stop")
+            return
+        reply.out.put(token)
+        if len(reply.written) >= reply.limit:
+            self._end(reply, "length")
+
+    def _decode(self, rows: list[Row], whose: Sequence[Reply]) -> int:
+        with self._changed:
+            if self._closing or any(reply.cancelled for reply in whose) or (not whose and self._inbox):
+                return ABORTED
+            self._step = whose
+        status = self._context.decode(rows)
+        with self._changed:
+            self._step = None
+        return status
+
+    def _budget(self, writers: int) -> int:
+        """Prompt rows of this step. While somebody writes, so few that a step takes about 2.5 times a step without."""
+        if not writers:
+            return PIECE
+        if not (self._row_s and self._write_s):
+            return LEAST
+        return max(LEAST, min(PIECE - writers, int(1.5 * self._write_s / self._row_s)))
+
+    def _measure(self, writers: int, rows: int, seconds: float) -> None:
+        if writers == rows:
+            self._write_s = 0.8 * self._write_s + 0.2 * seconds if self._write_s else seconds
+        elif writers and self._write_s:
+            row_s = max(seconds - self._write_s, 1e-6) / (rows - writers)
+            self._row_s = 0.8 * self._row_s + 0.2 * row_s if self._row_s else row_s
+
+    def _make_room(self, blocked: list[Reply]) -> None:
+        """No cell is free: evict somebody idle; if nobody is, the youngest reply gives its place up and reads again later."""
+        idle = [slot for slot in self._slots if slot.tokens and not slot.busy]
+        if idle:
+            self._evict(min(idle, key=lambda s: (s.conversation is not None, s.used)))
+            return
+        youngest = max(self._running, key=lambda reply: reply.begun)
+        if len(self._running) == 1:
+            slot = youngest.slot
+            self._end(youngest, "cancelled", GenerationFailed("The KV cache is full although this reply is alone in it."))
+            self._empty(slot)
+            return
+        self._running.remove(youngest)
+        slot, youngest.slot = youngest.slot, None
+        slot.busy = False
+        self._empty(slot)
+        self._waiting.appendleft(youngest)
+
+    def _read_ahead(self) -> None:
+        if not self._aheads:
+            return
+        key, job = next(iter(self._aheads.items()))
+        if job.slot is None:
+            job.slot = self._place(job.tokens, job.conversation)
+        slot = job.slot
+        known = common(slot.tokens, job.tokens) if slot else 0
+        if slot is None or slot.conversation != job.conversation or known < len(slot.tokens) or known == len(job.tokens):
+            del self._aheads[key]
+            return
+        piece = job.tokens[known : known + PIECE]
+        status = self._decode([Row(token, known + i, slot.number, False) for i, token in enumerate(piece)], [])
+        if status == DONE:
+            slot.tokens += piece
+        else:
+            self._context.cut(slot.number, known)
+            if status != ABORTED:
+                del self._aheads[key]
+
+    def _end(self, reply: Reply, finish: str, error: Exception | None = None) -> None:
+        now = time.perf_counter()
+        if reply in self._running:
+            self._running.remove(reply)
+        elif reply in self._waiting:
+            self._waiting.remove(reply)
+        if reply.slot:
+            reply.slot.busy, reply.slot.used = False, next(self._clock)
+        if reply.sampler:
+            reply.sampler.close()
+            reply.sampler = None
+        reused = max(reply.reused, 0)
+        first = reply.first or now
+        written = len(reply.written)
+        stats = Stats(
+            prompt=len(reply.prompt),
+            reused=reused,
+            completion=written,
+            first_token_s=first - reply.begun,
+            read_tps=(len(reply.prompt) - reused) / max(first - (reply.reading_since or now), 1e-9) if reply.first else 0.0,
+            write_tps=(written - 1) / max(now - first, 1e-9) if written > 1 else 0.0,
+            seed=reply.seed,
+        )
+        reply.slot = None
+        reply.out.put(End(finish, stats, error))
+
+    def _wind_up(self) -> None:
+        with self._changed:
+            self._closing = True
+            left = [*self._running, *self._waiting, *(item for item in self._inbox if isinstance(item, Reply))]
+            self._inbox.clear()
+        for reply in left:
+            error = None
+            if self._failure:
+                error = GenerationFailed(f"The engine stopped: {self._failure}")
+                error.__cause__ = self._failure
+            self._end(reply, "cancelled", error)
+        if self._snapshots and not self._failure:
+            for slot in sorted(self._slots, key=lambda slot: -slot.used):
+                if slot.tokens and slot.conversation is not None:
+                    self._snapshots.save(slot.tokens, lambda slot=slot: self._context.save(slot.number))
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning, by halving: slices compare at C's speed."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,162 @@
+"""Keys and values of conversations on disk, so that a restart or an eviction does not mean reading again.
+
+One file holds one sequence: a header (tokens, sizes, checksum) and the data. A file that is torn, foreign or changed is
+removed, never trusted. Files appear whole: written beside, synced, renamed; the least recently used go first.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAGIC = b"chat-kv1"
+LEAST_TOKENS = 128  # below, reading again is as quick as loading
+
+
+@dataclass(frozen=True)
+class Stored:
+    path: Path
+    tokens: Sequence[int]
+    shared: int = 0  # tokens in common with what was asked for
+
+
+class Snapshots:
+    """Files in `folder`, at most `budget` bytes. `key` names the model file and everything the form of the data depends on.
+
+    `save` copies the data at once and writes it in a thread of its own; `flush` waits for it.
+    """
+
+    def __init__(self, folder: Path, *, key: str, budget: int) -> None:
+        self._folder, self._budget = folder, budget
+        self._key = hashlib.sha256(key.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._known: dict[Path, array[int]] = {}
+        self._writers: list[threading.Thread] = []
+        for path in folder.glob("*.part"):
+            path.unlink(missing_ok=True)
+        for path in folder.glob(f"{self._key}-*.kv"):
+            if (header := _header(path)) is None:
+                path.unlink(missing_ok=True)
+            else:
+                self._known[path] = header[0]
+
+    def longest(self, tokens: Sequence[int]) -> Stored | None:
+        """The file that shares most with `tokens`."""
+        wanted = array("i", tokens)
+        with self._lock:
+            known = list(self._known.items())
+        best = max(((_common(held, wanted), path, held) for path, held in known), key=lambda found: found[0], default=None)
+        return Stored(best[1], best[2], best[0]) if best and best[0] else None
+
+    def read(self, stored: Stored) -> memoryview | None:
+        """The data, if the file is what its header says; else the file is removed."""
+        data = None
+        if (header := _header(stored.path)) is not None:
+            _, start, size, digest = header
+            try:
+                with stored.path.open("rb") as file:
+                    file.seek(start)
+                    data = bytearray(size)
+                    if file.readinto(data) != size or hashlib.sha256(data).hexdigest() != digest:
+                        data = None
+                if data is not None:
+                    os.utime(stored.path)
+            except OSError:
+                data = None
+        if data is None:
+            self._remove(stored.path)
+            return None
+        return memoryview(data)
+
+    def save(self, tokens: Sequence[int], data: Callable[[], memoryview]) -> None:
+        held = array("i", tokens)
+        name = hashlib.sha256(held.tobytes()).hexdigest()[:32]
+        path = self._folder / f"{self._key}-{name}.kv"
+        if len(tokens) < LEAST_TOKENS or path in self._known:
+            return
+        writer = threading.Thread(target=self._write, args=(path, held, data()), name="snapshot")
+        self._writers = [thread for thread in self._writers if thread.is_alive()] + [writer]
+        writer.start()
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.join()
+
+    def _write(self, path: Path, tokens: "array[int]", data: memoryview) -> None:
+        if len(data) > self._budget:
+            return
+        head = {"tokens": len(tokens), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        head["tokens_sha256"] = hashlib.sha256(tokens.tobytes()).hexdigest()
+        text = json.dumps(head).encode()
+        beside = path.with_suffix(f".{threading.get_ident()}.part")
+        try:
+            with beside.open("wb") as file:
+                file.write(MAGIC + len(text).to_bytes(4, "little") + text + tokens.tobytes())
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:  # no disk space or no right to write: the conversation is read again, nothing else is lost
+            beside.unlink(missing_ok=True)
+            return
+        with self._lock:
+            shorter = [old for old, held in self._known.items() if len(held) < len(tokens) and tokens[: len(held)] == held]
+            self._known[path] = tokens
+        for old in shorter:
+            self._remove(old)
+        self._keep_budget()
+
+    def _keep_budget(self) -> None:
+        """The folder's files of every model count, oldest use first out."""
+        files = []
+        for path in self._folder.glob("*.kv"):
+            try:
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+            except OSError:
+                continue
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._budget:
+                return
+            self._remove(path)
+            total -= size
+
+    def _remove(self, path: Path) -> None:
+        with self._lock:
+            self._known.pop(path, None)
+        path.unlink(missing_ok=True)
+
+
+def _header(path: Path) -> "tuple[array[int], int, int, str] | None":
+    """(tokens, where the data starts, its size, its sha256), or None where the file is not whole."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return None
+            head = json.loads(file.read(int.from_bytes(file.read(4), "little")))
+            tokens = array("i")
+            tokens.frombytes(file.read(head["tokens"] * tokens.itemsize))
+            start = file.tell()
+        whole = path.stat().st_size == start + head["size"]
+        right = hashlib.sha256(tokens.tobytes()).hexdigest() == head["tokens_sha256"]
+        return (tokens, start, head["size"], head["sha256"]) if whole and right else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _common(a: "array[int]", b: "array[int]") -> int:
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
