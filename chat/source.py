@@ -1,0 +1,199 @@
+"""What the user typed -> files on disk -> an open engine. The only door to the engines, and a lazy one.
+
+`open_engine(Choice(model="burtenshaw/Qwen3-4B-GKD-Tulu"), report)` downloads, converts and opens, telling `report` each step.
+"""
+
+import ctypes
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from chat.engine import BackendUnavailable, BadRequest, ChatError, Engine, ModelUnusable
+from chat.hub import Report, cached, fetch
+
+FLAGSHIP = "burtenshaw/Qwen3-4B-GKD-Tulu"
+BUNDLED = Path(__file__).parent / "bundled" / "guide.gguf"
+BACKENDS = ("auto", "cuda", "llama.cpp", "scripted")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which model, on what. Field names are the command line's flags, defaults are written here only."""
+
+    model: str | None = None  # hub id, directory or .gguf; None: the flagship if it is on disk, else the bundled one
+    backend: str = "auto"
+    context: int | None = None  # tokens; None: what the model and the memory allow, up to 8,192
+    quant: str = "Q4_K_M"  # type to convert to for llama.cpp
+    kv: str = "f16"  # type of llama.cpp's KV cache
+    snapshots: float = 4.0  # GB of disk for the KV cache of earlier conversations; 0 is off
+    offline: bool = False
+    data_dir: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise BadRequest(f"--backend is {self.backend!r}; it must be one of {', '.join(BACKENDS)}.")
+        if self.context is not None and self.context < 256:
+            raise BadRequest(f"--context is {self.context}; it must be at least 256 tokens.")
+        if self.kv not in ("f16", "q8_0", "f32"):
+            raise BadRequest(f"--kv is {self.kv!r}; it must be f16, q8_0 or f32.")
+
+
+def open_engine(choice: Choice, report: Report = lambda text, fraction: None) -> Engine:
+    """Find, fetch, convert and open. Raises ChatError; nothing is fetched unless `choice.model` is a hub id not on disk."""
+    if choice.backend == "scripted":
+        from chat.scripted import ScriptedEngine
+
+        return ScriptedEngine(write_tps=30.0)
+    found = locate(choice)
+    cuda = wants_cuda(choice, found)
+    if isinstance(found, str):
+        found = fetch(found, choice.offline, report)
+    return open_cuda(found, choice, report) if cuda else open_gguf(found, choice, report)
+
+
+def locate(choice: Choice) -> Path | str:
+    """A .gguf, a model directory, or the hub id of a model that is not on disk.
+
+    A path that exists always wins over a hub id.
+    """
+    typed = choice.model
+    if typed is None:
+        if converted(FLAGSHIP, choice).is_file():
+            return converted(FLAGSHIP, choice)
+        return cached(FLAGSHIP) or _bundled()
+    path = Path(typed).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(p.name for p in path.glob("*.gguf"))
+            hint = (
+                f"did you mean {path / inside[0]}?" if inside else "give the folder of a Hugging Face model, or a .gguf file."
+            )
+            raise ModelUnusable(f"The folder {path} has no config.json, so it is not a model: {hint}")
+        return path
+    if HUB_ID.fullmatch(typed) and not typed.endswith(".gguf"):
+        if choice.backend != "cuda" and converted(typed, choice).is_file():
+            return converted(typed, choice)
+        return cached(typed) or typed
+    raise ModelUnusable(f"There is no model at {typed}: give a .gguf file, a model folder, or a hub id such as {FLAGSHIP}.")
+
+
+def _bundled() -> Path:
+    if not BUNDLED.is_file():
+        raise ModelUnusable(
+            f"The bundled model {BUNDLED.name} is missing from the installation: get it again, or name one by --model."
+        )
+    return BUNDLED
+
+
+def converted(name: str, choice: Choice) -> Path:
+    """Where the converted file of a hub model or a folder is kept."""
+    plain = re.sub(r"[^\w.@-]+", "--", name)
+    return choice.data_dir / "models" / f"{plain}-{choice.quant.upper()}.gguf"
+
+
+def wants_cuda(choice: Choice, found: Path | str) -> bool:
+    """Whether the CUDA engine is to be used. Does not import torch: that would cost the llama.cpp path its quick start."""
+    gguf = isinstance(found, Path) and found.suffix == ".gguf"
+    if choice.backend == "cuda":
+        if gguf:
+            raise BadRequest(f"{found} is a GGUF, which llama.cpp runs: leave --backend out, or give the model's own folder.")
+        if (problem := cuda_problem()) is not None:
+            raise BackendUnavailable(f"{problem} Use --backend llama.cpp, which needs no GPU.")
+        return True
+    return choice.backend == "auto" and not gguf and cuda_problem() is None
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA in BF16 cannot be used here, as a sentence; None if it can. Asks the driver itself."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        return "The CUDA engine needs torch and transformers, which requirements.txt holds and requirements-cpu.txt does not."
+    try:
+        driver = ctypes.WinDLL("nvcuda.dll") if sys.platform == "win32" else ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "This machine has no NVIDIA driver."
+    count, major = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "The NVIDIA driver finds no GPU."
+    compute_capability_major = 75
+    driver.cuDeviceGetAttribute(ctypes.byref(major), compute_capability_major, 0)
+    if major.value < 8:
+        return f"The GPU's compute capability is {major.value}.x and BF16 needs 8.0 or newer."
+    return None
+
+
+def open_cuda(folder: Path, choice: Choice, report: Report) -> Engine:
+    try:
+        from chat import cuda
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("torch", "transformers"):
+            raise
+        raise BackendUnavailable("The CUDA engine needs torch and transformers: pip install -r requirements.txt.") from exc
+    report(f"Loading {folder.name} on the GPU", None)
+    return cuda.open_cuda(folder, context=choice.context)
+
+
+def open_gguf(found: Path, choice: Choice, report: Report) -> Engine:
+    try:
+        from chat import gguf
+    except ModuleNotFoundError as exc:
+        if exc.name != "llama_cpp":
+            raise
+        raise BackendUnavailable("A model on the CPU needs llama-cpp-python: pip install -r requirements-cpu.txt.") from exc
+    path = to_gguf(found, choice, report) if found.is_dir() else found
+    report(f"Reading {path.name}", 0.0)
+
+    def loading(text: str, fraction: float) -> bool:
+        report(text, fraction)
+        return True
+
+    return gguf.open_gguf(
+        path,
+        context=choice.context,
+        kv=choice.kv,
+        snapshots=choice.data_dir / "kv" if choice.snapshots else None,
+        snapshot_bytes=int(choice.snapshots * 1e9),
+        progress=loading,
+    )
+
+
+def to_gguf(folder: Path, choice: Choice, report: Report) -> Path:
+    """The converted file of a model folder, made if it is not there yet. A conversion that was killed goes on."""
+    from convert.errors import ConvertError
+    from convert.run import Progress, convert
+
+    out = converted(_name(folder, choice), choice)
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def step(progress: Progress) -> None:
+        left = f", {progress.seconds_left:,.0f} s left" if progress.seconds_left is not None else ""
+        report(f"Converting to {choice.quant.upper()}{left}", progress.fraction)
+
+    try:
+        convert(folder, out, quant=(choice.quant,), progress=step)
+    except ConvertError as exc:
+        raise ModelUnusable(str(exc)) from exc
+    return out
+
+
+def _name(folder: Path, choice: Choice) -> str:
+    """A hub id for a folder of the hub's cache, else the folder's own name and a hash of where and what it is."""
+    import hashlib
+
+    if choice.model and HUB_ID.fullmatch(choice.model) and not Path(choice.model).exists():
+        return choice.model
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    weights = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.glob("*.safetensors"))
+    return f"{folder.resolve().name}-{hashlib.sha256(repr((str(folder.resolve()), weights)).encode()).hexdigest()[:8]}"
+
+
+def explain(error: Exception) -> str:
+    """One sentence for the person: ours as it is, anything else as what it is, a bug."""
+    return str(error) if isinstance(error, ChatError) else f"Unexpected {type(error).__name__}: {error}"
