@@ -113,14 +113,11 @@ class Template:
         except (TemplateError, TypeError, ValueError) as exc:
             raise BadRequest(f"The model's chat template refuses this conversation: {exc}") from exc
         if opened:
-            text += self._plain(_said(opened, text), mark, but=(THINK, END_THINK) if opened.thinking else ())
+            text += _said(text, self._plain(opened.thinking, mark), self._plain(opened.content, mark))
         yield from self._cut(text, mark, normal)
 
-    def _plain(self, text: str, mark: str, but: tuple[str, ...] = ()) -> str:
-        def broken(found: re.Match[str]) -> str:
-            return found[0] if found[0] in but else found[0][0] + mark + found[0][1:]
-
-        return self._added.sub(broken, text)
+    def _plain(self, text: str, mark: str) -> str:
+        return self._added.sub(lambda found: found[0][0] + mark + found[0][1:], text)
 
     def _cut(self, text: str, mark: str, normal: bool) -> Iterator[Piece]:
         start = 0
@@ -145,12 +142,12 @@ def _unused_character(messages: Sequence[Message]) -> str:
     return next(character for character in map(chr, range(0xE000, 0xF900)) if character not in used)
 
 
-def _said(opened: Message, prompt: str) -> str:
+def _said(prompt: str, thinking: str, content: str) -> str:
     """What an unfinished answer adds to its generation prompt."""
-    if not opened.thinking:
-        return opened.content
+    if not thinking:
+        return content
     begin = "" if prompt.rstrip().endswith(THINK) else f"{THINK}\n"
-    return f"{begin}{opened.thinking}" + (f"\n{END_THINK}\n\n{opened.content}" if opened.content else "")
+    return f"{begin}{thinking}" + (f"\n{END_THINK}\n\n{content}" if content else "")
 
 
 def settled(text: str) -> str:
@@ -190,6 +187,14 @@ class Thought:
     def __init__(self, *, inside: bool = False, said: bool = False) -> None:
         self._state = "thinking" if inside else "answer" if said else "start"
         self._held = ""
+
+    @classmethod
+    def after(cls, messages: Sequence[Message], prompt: str) -> "Thought":
+        """For what a model writes behind `prompt`, which was rendered from `messages`."""
+        last = messages[-1]
+        said = last.role == "assistant" and bool(last.content)
+        begun = (last.role == "assistant" and bool(last.thinking)) or prompt.rstrip().endswith(THINK)
+        return cls(inside=begun and not said, said=said)
 
     @property
     def kind(self) -> Kind:

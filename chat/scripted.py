@@ -79,9 +79,7 @@ class ScriptedEngine:
         if isinstance(reply, Exception):
             raise GenerationFailed(f"The scripted engine was told to fail: {reply}") from reply
         limit = min(room, sampling.max_tokens or room)
-        said = messages[-1].role == "assistant"
-        opened = said and bool(messages[-1].thinking)
-        splitter = Thought(inside=opened and not messages[-1].content, said=said and not opened)
+        splitter = Thought.after(messages, self._template.render(messages, thinking=sampling.thinking))
         words = _words(reply)
         first = time.perf_counter() - begun
         written = 0

@@ -1,0 +1,425 @@
+"""Engine on transformers' continuous batching: BF16 on CUDA, and on a CPU the same code, which is how it is tested.
+
+`open_cuda(Path("models/Qwen3-4B"))` checks the files, plans the memory, loads, and returns a CudaEngine.
+"""
+
+import queue
+import random
+import re
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+
+from chat import checkpoint
+from chat.batching import MARGIN, Worker, attention, load
+from chat.checkpoint import Checkpoint
+from chat.engine import (
+    About,
+    BackendUnavailable,
+    ChatError,
+    Chunk,
+    ContextOverflow,
+    GenerationFailed,
+    Message,
+    ModelUnusable,
+    Sampling,
+    Stats,
+)
+from chat.fit import Shape, plan
+from chat.gumbel import Choice
+from chat.prompt import Characters, Thought
+
+STREAMS = 32  # replies in one batch
+AHEAD = 256  # tokens a reply may still write that are counted before it starts
+GREEDY = Sampling(temperature=0.0)
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class End:
+    """The last thing a reply's queue gives."""
+
+    finish: str = "stop"
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)
+class Reply:
+    """One stream. Its reader takes from `out`: tokens read (int), ids written (list) and an End."""
+
+    prompt: list[int]
+    limit: int  # tokens it may write
+    sampling: Sampling
+    seed: int
+    id: str = field(default_factory=lambda: uuid4().hex)
+    out: "queue.SimpleQueue[int | list[int] | End]" = field(default_factory=queue.SimpleQueue)
+    slot: int = -1
+    written: int = 0
+
+    def pages(self, page: int) -> int:
+        """What it needs now and soon. A reply that goes on makes the library put the newest back, to be read again."""
+        return -(-min(len(self.prompt) + self.limit, len(self.prompt) + self.written + AHEAD) // page)
+
+
+class CudaEngine:
+    """Made by `open_cuda`. One thread, the dispatcher, owns the library's worker: it starts it, hands out its results by
+    request, puts a new one in its place when it has died, and stops it. Replies wait in order until pages are free.
+    """
+
+    def __init__(self, files: Checkpoint, model: torch.nn.Module, shape: Shape, about: About) -> None:
+        self.name = "cuda"
+        self.context_size = shape.context
+        self.about = about
+        self._files, self._model, self._shape = files, model, shape
+        self._lock = threading.Lock()
+        self._waiting: deque[Reply] = deque()
+        self._running: dict[str, Reply] = {}
+        self._ahead: Reply | None = None  # to be read in idle time, or being read
+        self._slots = list(range(shape.requests))
+        self._closed = False
+        self._broken: BaseException | None = None
+        self._worker: Worker | None = self._new_worker()
+        self._dispatcher = threading.Thread(target=self._dispatch, name="cuda-dispatcher", daemon=True)
+        self._dispatcher.start()
+
+    # ---- what the protocol asks for
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self._files.vocabulary.encode(self._files.template.pieces(messages)))
+
+    def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
+        ids = self._files.vocabulary.encode(self._files.template.settled(messages))
+        if not self._shape.page < len(ids) < self.context_size:
+            return  # pages are shared whole, so less would be read for nothing
+        with self._lock:
+            self._drop_ahead()
+            self._ahead = Reply(ids, 1, GREEDY, seed=0)
+            self._admit()
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
+        begun = time.perf_counter()
+        pieces = self._files.template.pieces(messages, thinking=sampling.thinking)
+        prompt = self._files.vocabulary.encode(pieces)
+        room = self.context_size - len(prompt)
+        if room < 1:
+            raise ContextOverflow(len(prompt), self.context_size)
+        reply = Reply(
+            prompt,
+            limit=min(room, sampling.max_tokens or room),
+            sampling=sampling,
+            seed=random.getrandbits(32) if sampling.seed is None else sampling.seed,
+        )
+        thought = Thought.after(messages, "".join(piece.text for piece in pieces))
+        self._submit(reply)
+        try:
+            yield from self._follow(reply, thought, begun)
+        finally:
+            self._leave(reply)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for reply in [*self._running.values(), *self._waiting]:
+                reply.out.put(End("cancelled"))
+            self._running.clear()
+            self._waiting.clear()
+            self._ahead = None
+        if self._dispatcher is not threading.current_thread():
+            self._dispatcher.join(timeout=3)
+        self._model = None
+
+    # ---- in a reader's thread
+
+    def _follow(self, reply: Reply, thought: Thought, begun: float) -> Iterator[Chunk]:
+        total = len(reply.prompt)
+        characters = Characters()
+        read, reused, written = 0, -1, 0
+        reading = first = last = 0.0
+        while True:
+            try:
+                event = reply.out.get(timeout=None if written else 0.2)
+            except queue.Empty:  # so that whoever reads can stop, however long a step takes
+                yield Chunk(kind=thought.kind, progress=(read, total))
+                continue
+            now = time.perf_counter()
+            if isinstance(event, int):
+                if written:
+                    continue
+                if reused < 0:
+                    reused, reading = event, now
+                read = event
+                yield Chunk(kind=thought.kind, progress=(read, total))
+            elif isinstance(event, list):
+                if not written:
+                    first = now
+                    yield Chunk(kind=thought.kind, progress=(total, total))
+                last = now
+                written += len(event)
+                parts = thought.feed(characters.feed(self._files.vocabulary.spoken(event)))
+                for place, (kind, text) in enumerate(parts or [(thought.kind, "")]):
+                    yield Chunk(text, kind, tokens=0 if place else len(event))
+            else:
+                break
+        if event.error is not None:
+            raise failure(event.error) from event.error
+        for kind, text in thought.end():  # half a character at the very end stays behind
+            yield Chunk(text, kind)
+        reused = max(reused, 0)
+        stats = Stats(
+            prompt=total,
+            reused=reused,
+            completion=written,
+            first_token_s=first - begun if first else 0.0,
+            read_tps=(total - reused) / max(first - reading, 1e-9) if first else 0.0,
+            write_tps=(written - 1) / (last - first) if last > first else 0.0,
+            seed=reply.seed,
+        )
+        yield Chunk(kind=thought.kind, finish=event.finish, stats=stats)
+
+    def _submit(self, reply: Reply) -> None:
+        with self._lock:
+            if self._closed:
+                reply.out.put(End("cancelled"))
+            elif self._broken is not None:
+                reply.out.put(End(error=self._broken))
+            else:
+                self._drop_ahead()
+                self._waiting.append(reply)
+                self._admit()
+
+    def _leave(self, reply: Reply) -> None:
+        """Its reader goes, at the end or before."""
+        with self._lock:
+            if self._running.get(reply.id) is reply:
+                if self._worker:
+                    self._worker.cancel(reply.id)
+                self._release(reply)
+            elif reply in self._waiting:
+                self._waiting.remove(reply)
+            self._admit()
+
+    # ---- with the lock held
+
+    def _admit(self) -> None:
+        """Start who can be started, in order; alone, anybody can. With nobody there, read ahead."""
+        if self._closed or self._worker is None:
+            return
+        while self._waiting and self._slots:
+            pages = sum(reply.pages(self._shape.page) for reply in [*self._running.values(), self._waiting[0]])
+            if self._running and pages > self._worker.pages * (1 - MARGIN):
+                return
+            self._start(self._waiting.popleft())
+        if self._ahead and self._ahead.slot < 0 and not self._running and not self._waiting:
+            self._start(self._ahead)
+
+    def _start(self, reply: Reply) -> None:
+        reply.slot = self._slots.pop()
+        self._running[reply.id] = reply
+        choice = Choice.of(reply.sampling, reply.seed, reply.slot, self._files.config["vocab_size"])
+        self._worker.submit(reply.id, reply.prompt, reply.limit, choice)
+
+    def _release(self, reply: Reply) -> None:
+        del self._running[reply.id]
+        self._slots.append(reply.slot)
+        if reply is self._ahead:
+            self._ahead = None
+
+    def _drop_ahead(self) -> None:
+        """What it has read stays in the pool, page by page."""
+        if self._ahead and self._ahead.id in self._running:
+            self._worker.cancel(self._ahead.id)
+            self._release(self._ahead)
+        self._ahead = None
+
+    # ---- in the dispatcher's thread
+
+    def _dispatch(self) -> None:
+        try:
+            self._worker.start()
+            while not self._closed:
+                if output := self._worker.result(0.1):
+                    self._route(output)
+                elif (death := self._worker.death) and not self._closed:
+                    self._revive(death)
+        except BaseException as exc:
+            self._broken = exc
+            raise
+        finally:
+            self._end_all(End("cancelled") if self._closed else End(error=self._broken))
+            with self._lock:
+                worker, self._worker = self._worker, None
+            if worker:
+                worker.stop(2.0)
+
+    def _route(self, output) -> None:
+        """`generated_tokens` holds all so far, the end token too. Who has left gets nothing."""
+        reply = self._running.get(output.request_id)
+        if reply is None or (output.error is not None and self._worker.dying):
+            return  # of a dying worker the cause is not known yet; `_revive` tells everybody
+        ids = output.generated_tokens[reply.written :]
+        reply.written += len(ids)
+        if ids:
+            reply.out.put(ids)
+        if output.is_finished():
+            with self._lock:
+                if self._running.get(reply.id) is reply:
+                    self._release(reply)
+                self._admit()
+            if output.error is not None:
+                reply.out.put(End(error=RuntimeError(output.error)))
+            else:
+                ended = bool(output.generated_tokens) and output.generated_tokens[-1] in self._files.ends
+                reply.out.put(End("stop" if ended else "length"))
+
+    def _revive(self, death: Exception) -> None:
+        """Everybody who runs is told; who waits gets the next worker. One that cannot be made ends the dispatcher."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+            replies = list(self._running.values())
+            for reply in replies:
+                self._release(reply)
+        for reply in replies:
+            reply.out.put(End(error=death))
+        worker.stop(10.0)
+        traceback.clear_frames(death.__traceback__)  # its frames hold the old pool, and there is no room for two
+        worker = None
+        fresh = self._new_worker()
+        with self._lock:
+            self._worker = fresh
+            fresh.start()
+            self._admit()
+
+    def _new_worker(self) -> Worker:
+        return Worker(self._model, list(self._files.ends), self._shape, self._watch)
+
+    def _end_all(self, end: End) -> None:
+        with self._lock:
+            replies = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+        for reply in replies:
+            reply.out.put(end)
+
+    # ---- in the worker's thread
+
+    def _watch(self, request: str, read: int) -> None:
+        if (reply := self._running.get(request)) and not reply.written:
+            reply.out.put(read)
+
+
+def failure(error: BaseException) -> ChatError:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return GenerationFailed(
+            "The memory ran out in the middle of the answer; the model was started again. "
+            "Shorten the conversation, or open the model with a smaller --context."
+        )
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return GenerationFailed(f"The model stopped in the middle of the answer ({reason}): send the message again.")
+
+
+def open_cuda(
+    directory: Path | str,
+    *,
+    context: int | None = None,
+    device: str | None = None,
+    dtype: str = "bfloat16",
+    streams: int = STREAMS,
+    page: int | None = None,
+    pool: int | None = None,
+    piece: int | None = None,
+    graphs: bool | None = None,
+    compiled: int = 0,
+) -> CudaEngine:
+    """`device` "cuda", "cuda:1" or "cpu"; None takes CUDA where it is. `dtype` "bfloat16" or "float32". `context` tokens
+    of one conversation; None is the most that fits, up to 32,768. `pool` tokens that all conversations share; None is
+    four contexts where they fit. `page` tokens are shared at once; `piece` tokens of prompts are read in a step.
+
+    Raises ModelUnusable, BackendUnavailable.
+    """
+    where = find_device(device, dtype)
+    files = checkpoint.read(Path(directory))
+    kernel = attention(where, DTYPES[dtype])
+    shape = plan(
+        files,
+        free=free_memory(where),
+        bytes_each=DTYPES[dtype].itemsize,
+        masked=kernel == "sdpa",
+        context=context,
+        pool=pool,
+        # Flash attention's paged kernels want pages of 256; without them smaller pages let more be shared.
+        page=page or (16 if kernel == "sdpa" else 256),
+        piece=piece or (256 if where.type == "cpu" else 1024),
+        streams=streams,
+        graphs=graphs,
+        compiled=compiled,
+    )
+    try:
+        model = load(str(files.directory), device=where, dtype=DTYPES[dtype])
+        return CudaEngine(files, model, shape, describe(files, where, dtype, shape, kernel))
+    except (torch.OutOfMemoryError, MemoryError) as exc:
+        raise ModelUnusable(
+            f"{files.name} did not fit into the memory of {device_name(where)} although {shape.context:,} tokens of context "
+            "were planned for: close what else uses it, or choose a smaller --context."
+        ) from exc
+    except (OSError, ValueError, SafetensorError) as exc:
+        raise ModelUnusable(f"{files.directory} could not be loaded ({exc}): get the model again.") from exc
+    except RuntimeError as exc:
+        raise BackendUnavailable(f"{files.name} could not be started on {where} ({exc}): use --backend llama.cpp.") from exc
+
+
+def find_device(name: str | None, dtype: str) -> torch.device:
+    """Raises BackendUnavailable where it is not there or cannot do `dtype`."""
+    if dtype not in DTYPES:
+        raise BackendUnavailable(f"The weights cannot be held as {dtype}: choose {' or '.join(DTYPES)}.")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BackendUnavailable(f"This engine runs on cuda or cpu, not on {name!r}: choose one of them.")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise BackendUnavailable(
+            f"There is no {device} that PyTorch {torch.__version__} can use: install a driver and a CUDA build of PyTorch, "
+            "or use --backend llama.cpp."
+        )
+    if dtype == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise BackendUnavailable(
+            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) has no BF16, which begins with 8.0: "
+            "use --backend llama.cpp."
+        )
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    from chat import machine
+
+    return machine.free_memory()
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this computer"
+
+
+def describe(files: Checkpoint, device: torch.device, dtype: str, shape: Shape, kernel: str) -> About:
+    words = {"sdpa": "SDPA", "flash_attention_2": "FlashAttention 2", "flash_attention_3": "FlashAttention 3"}
+    short = {"bfloat16": "BF16", "float32": "F32"}[dtype]
+    return About(
+        model=files.name,
+        backend=device.type,
+        detail=f"{short}, {device_name(device) if device.type == 'cuda' else 'CPU'}, {words[kernel]}, "
+        f"{shape.context:,} tokens of context, {shape.page * shape.pages:,} in the pool",
+        thinks=files.template.thinks,
+        sampling=files.sampling,
+        file=str(files.directory),
+    )
