@@ -3,6 +3,8 @@
 `Chats` is the program's one set of conversations and running answers; `chats.of(owner)` is what one person may touch.
 """
 
+import re
+import sqlite3
 import threading
 import time
 import uuid
@@ -16,6 +18,7 @@ from chat.store import Conversation, File, Found, Node, Store
 
 __all__ = ["Chats", "ModelState", "Session", "Turn", "View"]
 LONGEST = 2_000_000  # characters of one message with its files: far beyond any context here, far below what would hurt
+NAME = re.compile(r"(temporary-)?[0-9a-f]{32}")
 SAMPLED = tuple(field.name for field in fields(Sampling))
 
 
@@ -121,6 +124,18 @@ class Session:
         conversation = self._chats.store_of(name).create(self.owner, system=system, settings=settings, name=name)
         self._chats.changed(self.list_name)
         return conversation
+
+    def open(self, name: str) -> Conversation:
+        """The conversation with this name, made where there is none: a page names its new chat before the first message."""
+        try:
+            return self.conversation(name)
+        except BadRequest:
+            if not NAME.fullmatch(name):
+                raise
+        try:
+            return self._chats.store_of(name).create(self.owner, name=name)
+        except sqlite3.IntegrityError:  # it is another's
+            return self.conversation(name)
 
     def conversation(self, name: str) -> Conversation:
         return self._chats.store_of(name).conversation(self.owner, name)

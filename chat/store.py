@@ -112,6 +112,7 @@ MIGRATIONS = (
 )
 CONVERSATION = "c.id, c.owner, c.title, c.pinned, c.created, c.updated, c.tip, c.system, c.settings, c.deleted"
 NODE = "id, conversation, parent, role, content, thinking, state, note, files, thought_s, created, receipt"
+SHOWN = "c.deleted IS NULL AND c.tip IS NOT NULL"  # a conversation without a message is not listed
 LISTED = "ORDER BY c.pinned DESC, c.updated DESC, c.rowid DESC LIMIT ?"
 
 
@@ -155,7 +156,7 @@ class Store:
             self._db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
         with self._writing() as run:
             run("UPDATE messages SET state = 'partial' WHERE state = 'writing'")  # the program was killed in the middle
-            run("DELETE FROM conversations WHERE deleted IS NOT NULL")  # undo ends with the program
+            run("DELETE FROM conversations WHERE deleted IS NOT NULL OR tip IS NULL")  # undo ends with the program
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
@@ -194,12 +195,12 @@ class Store:
         """The pinned first, then the latest. `query` is text to be found in titles and messages, case ignored."""
         query = query.strip()
         if not query:
-            sql = f"SELECT {CONVERSATION} FROM conversations c WHERE c.owner = ? AND c.deleted IS NULL {LISTED}"
+            sql = f"SELECT {CONVERSATION} FROM conversations c WHERE c.owner = ? AND {SHOWN} {LISTED}"
             return [Found(_conversation(row)) for row in self._rows(sql, owner, limit)]
         hits = self._hits(owner, query)
         like = f"%{_escaped(query)}%"
         titled = self._rows(
-            f"SELECT {CONVERSATION} FROM conversations c WHERE c.owner = ? AND c.deleted IS NULL "
+            f"SELECT {CONVERSATION} FROM conversations c WHERE c.owner = ? AND {SHOWN} "
             f"AND c.title LIKE ? ESCAPE '\\' {LISTED}",
             owner,
             like,
@@ -208,7 +209,7 @@ class Store:
         found = {row[0]: Found(_conversation(row), hits.get(row[0], "")) for row in titled}
         marks = ",".join("?" * len(hits))
         for row in self._rows(
-            f"SELECT {CONVERSATION} FROM conversations c WHERE c.id IN ({marks}) AND c.deleted IS NULL {LISTED}", *hits, limit
+            f"SELECT {CONVERSATION} FROM conversations c WHERE c.id IN ({marks}) AND {SHOWN} {LISTED}", *hits, limit
         ):
             found.setdefault(row[0], Found(_conversation(row), hits[row[0]]))
         return list(found.values())[:limit]

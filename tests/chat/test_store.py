@@ -101,8 +101,10 @@ def test_search_finds_titles_and_a_growing_answer_when_it_ends(store):
     assert not store.conversations("ann", "lighthouse") and question.id
 
 
-def test_the_list_has_the_pinned_first_then_the_latest_and_no_deleted(store):
-    names = [store.create("ann").id for _ in range(4)]
+def test_the_list_has_the_pinned_first_then_the_latest_and_none_that_is_deleted_or_empty(store):
+    names = [store.create("ann").id for _ in range(5)]
+    for name in names[:4]:
+        said(store, name, "Hello?")
     store.change(names[0], pinned=1)
     store.change(names[2], deleted=1.0)
     assert [found.conversation.id for found in store.conversations("ann")] == [names[0], names[3], names[1]]

@@ -1,0 +1,235 @@
+"""The page: Gradio's components, callbacks of a few lines, and how it is served. The only file that imports gradio.
+
+`serve(build(chats))`; call `environment.quiet` before this module is imported.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from chat.engine import BadRequest, ChatError, Sampling
+from chat.session import Chats, Session
+from chat.ui.routes import Guard, Mode, Page
+from chat.ui.words import EN, LANGUAGES
+
+FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+FIELDS = ("system", "begin", "thinking", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
+
+
+def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blocks:
+    """`mode`: one person, several who sign in, or visitors who leave nothing behind."""
+    page, say = Page(chats, mode), gr.I18n(**LANGUAGES)
+
+    def session(request: gr.Request) -> Session:
+        return chats.of(page.owner(request.cookies, request.username))
+
+    with gr.Blocks(title=EN["title"], analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
+        here = gr.Textbox(elem_id="here", visible="hidden", container=False)
+        opened = gr.Button(elem_id="opened", visible="hidden")
+        with gr.Sidebar(elem_id="chats", width=280):
+            _frame("list")
+        with gr.Column(elem_id="main"):
+            _frame("transcript")
+            with gr.Column(elem_id="composer"):
+                _frame("files")
+                with gr.Row(elem_id="row"):
+                    box = gr.Textbox(
+                        elem_id="box", show_label=False, container=False, lines=1, max_lines=12, scale=1,
+                        placeholder=say("box"), label=say("box"), autofocus=True,
+                    )  # fmt: skip
+                    send = gr.Button(say("send"), elem_id="send", variant="primary", scale=0, min_width=40)
+                _frame("status")
+        with gr.Sidebar(elem_id="settings", width=320, position="right", open=False):
+            fields = _settings(say, chats)
+        inputs = list(fields.values())
+
+        def send_it(text: str, place: str, request: gr.Request, *values: Any) -> Any:
+            at, own = json.loads(place), session(request)
+            try:
+                own.open(at["chat"])
+                own.choose(at["chat"], **_chosen(values))
+                own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")])
+            except ChatError as exc:
+                gr.Warning(str(exc), duration=6, title="")
+                return gr.skip(), gr.skip()
+            return "", ""
+
+        def choose(place: str, request: gr.Request, *values: Any) -> None:
+            at, own = json.loads(place or "{}"), session(request)
+            if at.get("chat"):
+                own.open(at["chat"])
+                own.choose(at["chat"], **_chosen(values))
+
+        def show(place: str, request: gr.Request) -> list[Any]:
+            """The settings of the conversation that was opened."""
+            at, own = json.loads(place or "{}"), session(request)
+            try:
+                chat = own.conversation(at.get("chat", ""))
+                kept: dict[str, Any] = {"system": chat.system, **chat.settings}
+            except ChatError:
+                kept = {}
+            state = chats.model()
+            return _shown(kept, state.engine.about.sampling if state.engine else Sampling(), state)
+
+        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        for event in (box.submit, send.click):
+            event(send_it, [box, here, *inputs], [box, fields["begin"]], **quick)
+        for name, field in fields.items():
+            event = field.release if isinstance(field, gr.Slider) else field.change if name == "thinking" else field.blur
+            event(choose, [here, *inputs], None, **quick)
+        opened.click(show, here, inputs, **quick)
+    blocks.page, blocks.words = page, say
+    return blocks
+
+
+def _frame(name: str) -> None:
+    """An empty place that page.js fills. Not gr.HTML: its templates need `eval`, which our Content-Security-Policy forbids."""
+    with gr.Column(elem_id=name, min_width=0):
+        pass
+
+
+def _settings(say: gr.I18n, chats: Chats) -> dict[str, Any]:
+    default = Sampling()
+    with gr.Column(elem_id="fields"):
+        fields: dict[str, Any] = {
+            "system": gr.Textbox(label=say("system"), info=say("system_info"), lines=4, max_lines=12, elem_id="system"),
+            "begin": gr.Textbox(label=say("begin"), lines=1, max_lines=4, elem_id="begin"),
+            "thinking": gr.Checkbox(label=say("think"), elem_id="thinking"),
+            "temperature": gr.Slider(
+                0, 2, default.temperature, step=0.05, label=say("temperature"), info=say("temperature_info")
+            ),
+        }
+        with gr.Accordion(say("sampling"), open=False):
+            fields |= {
+                "top_p": gr.Slider(0.05, 1, default.top_p, step=0.01, label=say("top_p")),
+                "top_k": gr.Slider(0, 200, default.top_k, step=1, label=say("top_k")),
+                "min_p": gr.Slider(0, 1, default.min_p, step=0.01, label=say("min_p")),
+                "repetition_penalty": gr.Slider(
+                    0.8, 2, default.repetition_penalty, step=0.01, label=say("repetition_penalty")
+                ),
+                "max_tokens": gr.Number(0, label=say("max_tokens"), precision=0, minimum=0),
+                "seed": gr.Textbox(label=say("seed"), max_lines=1),
+            }
+    assert tuple(fields) == FIELDS
+    return fields
+
+
+def _chosen(values: Sequence[Any]) -> dict[str, Any]:
+    """From the form: the system prompt and the settings."""
+    form = dict(zip(FIELDS, values, strict=True))
+    settings = {name: form[name] for name in FIELDS[2:]}
+    settings["top_k"] = int(settings["top_k"])
+    settings["max_tokens"] = int(settings["max_tokens"] or 0) or None
+    seed = str(settings["seed"] or "").strip()
+    if seed and not seed.isdecimal():
+        raise BadRequest(f"The seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}, or empty.")
+    settings["seed"] = int(seed) if seed else None
+    return {"system": form["system"] or "", "settings": settings}
+
+
+def _shown(kept: dict[str, Any], recommended: Sampling, state: Any) -> list[Any]:
+    """To the form."""
+
+    def value(name: str) -> Any:
+        chosen = kept.get(name)
+        return getattr(recommended, name) if chosen is None else chosen
+
+    thinks = bool(state.engine and state.engine.about.thinks)
+    return [
+        kept.get("system", ""),
+        "",
+        gr.update(value=bool(kept.get("thinking", recommended.thinking)), visible=thinks),
+        *(value(name) for name in FIELDS[3:8]),
+        kept.get("max_tokens") or 0,
+        "" if kept.get("seed") is None else str(kept["seed"]),
+    ]
+
+
+def _head() -> str:
+    """Our style and script, and the formulas that Gradio brings along."""
+    assets = Path(gr.__file__).parent / "templates" / "frontend" / "assets"
+    katex = next(iter(sorted(path.name for path in assets.glob("katex-*.js"))), "")
+    style = next(iter(sorted(path.name for path in assets.glob("katex-*.css"))), "")
+    ours = '<link rel="stylesheet" href="chat/page/page.css"><script type="module" src="chat/page/page.js"></script>'
+    if not katex or not style:
+        return ours
+    return f'<link rel="stylesheet" href="assets/{style}"><meta name="katex" content="assets/{katex}">{ours}'
+
+
+def start(
+    blocks: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browser: bool = False,
+    auth: Sequence[tuple[str, str]] | None = None,
+    open_to_all: bool = False,
+) -> tuple[str, Callable[[], None]]:
+    """Serve in the background: (address, stop). Port 0 takes a free one.
+
+    Raises BadRequest where the port is taken, or strangers could come in without a word of the person's.
+    """
+    mode: Mode = blocks.page.mode
+    local = host in ("localhost", "127.0.0.1", "::1")
+    if not local and not auth and not open_to_all and mode != "space":
+        raise BadRequest(
+            f"At {host} others on the network could read and write your chats: "
+            "name who may come in with --auth, or say --no-auth if that is what you want."
+        )
+    if mode == "shared" and not auth:
+        raise BadRequest("Several people need names to be told apart: give --auth, or leave the shared mode.")
+    port = _free(host, port)
+    guard = Middleware(Guard, mode=mode, local=local)
+    blocks.queue(default_concurrency_limit=None, api_open=False, max_size=64)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=browser,
+        auth=list(auth) if auth else None,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        run_history=False,
+        footer_links=[],
+        strict_cors=True,
+        max_file_size="20mb",
+        show_error=True,
+        enable_monitoring=False,
+        theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
+        head=_head(),
+        i18n=blocks.words,
+        app_kwargs={"routes": blocks.page.routes(), "middleware": [guard]},
+    )
+    return f"http://{'localhost' if local else host}:{port}", blocks.close
+
+
+def serve(blocks: gr.Blocks, *, on_start: Callable[[str], None] = lambda url: None, **options: Any) -> None:
+    """`start`, and stay until the person ends the program."""
+    url, stop = start(blocks, **options)
+    try:
+        on_start(url)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        stop()
+
+
+def _free(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise BadRequest(f"Port {port} at {host} cannot be used ({exc.strerror}): choose another with --port.") from exc
+        return probe.getsockname()[1]

@@ -1,0 +1,246 @@
+"""The few addresses of our own beside Gradio's: what the transcript asks for, and who may ask.
+
+`/chat/tail` answers when there is something new, so a page costs nothing while nothing happens, and any page can come
+back at any time. Measured in `tests/benchmarks/bench_page.py`.
+"""
+
+import asyncio
+import json
+import mimetypes
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from chat.answer import Answer
+from chat.engine import BadRequest, ChatError
+from chat.session import Chats, Session, Turn, View
+from chat.ui import transcript
+from chat.ui.words import words
+
+Mode = Literal["desktop", "shared", "space"]
+HOLD_S = 20.0  # a question waits at most so long for news
+LOOK_S = 0.04  # and looks so often
+BODY = 8_000_000  # bytes
+KEPT = 1000  # drawn turns
+VISITOR = "chat-visitor"
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+HERE = Path(__file__).parent
+CSP = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors {frames}"
+)
+
+
+class Page:
+    """Answers the browser. `mode` decides who somebody is: one person, a signed-in name, or a visitor with a cookie."""
+
+    def __init__(self, chats: Chats, mode: Mode) -> None:
+        self.chats, self.mode = chats, mode
+        self._drawings: WeakKeyDictionary[Answer, transcript.Drawing] = WeakKeyDictionary()
+        self._turns: OrderedDict[tuple[str, ...], str] = OrderedDict()
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/chat/page/{name}", self.file),
+            Route("/chat/tail", self._asked(self.tail), methods=["POST"]),
+            Route("/chat/turns", self._asked(self.turns), methods=["POST"]),
+            Route("/chat/act", self._asked(self.act), methods=["POST"]),
+            Route("/chat/words", self._asked(self.words), methods=["POST"]),
+        ]
+
+    def owner(self, cookies: Mapping[str, str], user: str | None) -> str:
+        """Raises BadRequest where nobody is known."""
+        if self.mode == "desktop":
+            return "local"
+        name = user if self.mode == "shared" else cookies.get(VISITOR)
+        if not name:
+            raise BadRequest("You are not signed in: reload the page.")
+        return f"{self.mode}:{name}"
+
+    def _asked(self, answer: Callable[[Session, dict[str, Any]], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            if not request.headers.get("content-type", "").startswith("application/json"):
+                return PlainTextResponse("JSON is expected.", 415)  # a form of a foreign page cannot send it
+            try:
+                if int(request.headers.get("content-length") or BODY + 1) > BODY:
+                    raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
+                session = self.chats.of(self.owner(request.cookies, _user(request)))
+                return JSONResponse(await answer(session, json.loads(await request.body())))
+            except ChatError as exc:
+                return JSONResponse({"error": str(exc)}, 400)
+            except (KeyError, TypeError, ValueError) as exc:
+                return JSONResponse({"error": f"The page sent something unexpected ({exc!r}): reload it."}, 400)
+
+        return endpoint
+
+    async def file(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in ("page.css", "page.js"):
+            return PlainTextResponse("Not found.", 404)
+        return Response(
+            (HERE / name).read_bytes(), media_type=mimetypes.guess_type(name)[0], headers={"cache-control": "no-cache"}
+        )
+
+    async def words(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        return words(asked["language"])
+
+    async def tail(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """What is new since `have`, as soon as there is something. A missing conversation is an empty one."""
+        name, have = asked["chat"], asked["have"]
+        owned = await run_in_threadpool(_exists, session, name)
+        end = time.monotonic() + HOLD_S
+        while (now := self._marks(session, name if owned else "", asked["query"])) == have and time.monotonic() < end:
+            await asyncio.sleep(LOOK_S)
+            owned = owned or (now["list"] != have.get("list") and _exists(session, name))
+        say, changed = words(asked["language"]), {part for part, mark in now.items() if have.get(part) != mark}
+        out: dict[str, Any] = {"have": now}
+        answer = self.chats.answer(name) if owned else None
+        view = None
+        if changed & {"epoch", "chat"} or (not answer and changed & {"model", "seq"}):
+            view = await run_in_threadpool(session.view, name) if owned else None
+            out["turns"] = [[turn.node.id, transcript.key(turn)] for turn in view.turns] if view else []
+            out["chat"] = {"title": view.conversation.title, "deleted": view.conversation.deleted} if view else {"title": ""}
+        if changed & {"epoch", "list"}:
+            found = await run_in_threadpool(session.conversations, asked["query"])
+            busy = [one.conversation.id for one in found if self.chats.answer(one.conversation.id)]
+            out["list"] = transcript.list_html(found, asked["query"], say, time.time(), busy)
+        if answer:
+            drawing = self._drawings.setdefault(answer, transcript.Drawing())
+            same = asked.get("node") == answer.node.id
+            out["live"] = transcript.live(
+                answer,
+                drawing,
+                say,
+                text_from=asked["text"] if same else 0,
+                thought_from=(asked["thought"] if same else 0) if asked["thought"] is not None else None,
+            )
+        if answer or view or "model" in changed:
+            stats = transcript.last_stats(view) if view else None
+            out["status"] = transcript.status_html(self.chats.model(), answer, stats, say)
+        return out
+
+    def _marks(self, session: Session, name: str, query: str) -> dict[str, Any]:
+        """What a page has seen when it has seen everything."""
+        answer, state = self.chats.answer(name), self.chats.model()
+        return {
+            "epoch": self.chats.epoch,
+            "chat": f"{name} {self.chats.changes(name)}",
+            "list": f"{self.chats.changes(session.list_name)} {query}",
+            "model": f"{state.text} {state.error} {state.engine.about.model if state.engine else ''}",
+            "seq": f"{answer.node.id} {answer.seq}" if answer else "",
+        }
+
+    async def turns(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """The HTML and the text of some turns of the shown path, by id."""
+        wanted = set(asked["ids"])
+        say = words(asked["language"])
+
+        def draw() -> dict[str, Any]:
+            view: View = session.view(asked["chat"])
+            return {
+                str(turn.node.id): {
+                    "key": transcript.key(turn),
+                    "html": self._drawn(asked["chat"], turn, say),
+                    "text": turn.node.content,
+                }
+                for turn in view.turns
+                if turn.node.id in wanted
+            }
+
+        return await run_in_threadpool(draw)
+
+    def _drawn(self, chat: str, turn: Turn, say: dict[str, str]) -> str:
+        if turn.node.state == "writing":
+            return transcript.turn_html(turn, say)
+        name = (chat, transcript.key(turn), say["language"])
+        made = self._turns.get(name) or transcript.turn_html(turn, say)
+        self._turns[name] = made
+        while len(self._turns) > KEPT:
+            self._turns.popitem(last=False)
+        return made
+
+    async def act(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """One thing a person did, by name."""
+        chat, node = asked["chat"], asked.get("node", 0)
+        deeds: dict[str, Callable[[], Any]] = {
+            "stop": lambda: session.stop(chat),
+            "regenerate": lambda: session.regenerate(chat, node),
+            "continue": lambda: session.go_on(chat, node),
+            "edit": lambda: session.edit(chat, node, asked["text"]),
+            "earlier": lambda: session.turn_to(chat, node, -1),
+            "later": lambda: session.turn_to(chat, node, +1),
+            "rename": lambda: session.rename(chat, asked["text"]),
+            "pin": lambda: session.pin(chat, True),
+            "unpin": lambda: session.pin(chat, False),
+            "delete": lambda: session.delete(chat),
+            "restore": lambda: session.restore(chat),
+            "ahead": lambda: session.ahead(chat, asked["text"]),
+        }
+        if asked["do"] not in deeds:
+            raise BadRequest("The page asked for something this program cannot do: reload it.")
+        await run_in_threadpool(deeds[asked["do"]])
+        return {}
+
+
+def _exists(session: Session, name: str) -> bool:
+    try:
+        return bool(session.conversation(name))
+    except BadRequest:
+        return False
+
+
+def _user(request: Request) -> str | None:
+    """The name that Gradio's own sign-in gave this browser."""
+    app = request.app
+    tokens = (request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
+    return next((app.tokens[token] for token in tokens if token in app.tokens), None)
+
+
+class Guard:
+    """Around everything the server says: only this page's own origin, only this machine's own names, a cookie per visitor."""
+
+    def __init__(self, app: Any, mode: Mode, local: bool) -> None:
+        self._app, self._mode, self._local = app, mode, local
+        frames = "'self' https://huggingface.co https://*.hf.space" if mode == "space" else "'self'"
+        self._headers = {
+            "content-security-policy": CSP.format(frames=frames),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if self._local and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
+            await PlainTextResponse("This address is not the program's own.", 421)(scope, receive, send)
+            return
+        if origin and scope["path"].startswith("/chat/") and origin.partition("://")[2] != host:
+            await PlainTextResponse("Other pages may not ask.", 403)(scope, receive, send)
+            return
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers[name] = value
+                if self._mode == "space" and VISITOR not in request.cookies and "text/html" in headers.get("content-type", ""):
+                    cookie = f"{VISITOR}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"
+                    headers.append("set-cookie", cookie)
+            await send(message)
+
+        await self._app(scope, receive, sending)
