@@ -75,7 +75,7 @@ class ScriptedEngine:
             sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, cached, strict=False))), len(prompt) - 1
         )
 
-        read_s = yield from self._read(len(prompt), reused)
+        read_s = yield from self._read(prompt, reused, conversation)
         if isinstance(reply, Exception):
             raise GenerationFailed(f"The scripted engine was told to fail: {reply}") from reply
         limit = min(room, sampling.max_tokens or room)
@@ -84,22 +84,24 @@ class ScriptedEngine:
         first = time.perf_counter() - begun
         written = 0
         finish = "stop"
-        for number in counter():
-            if number >= len(words):
-                break
-            if written >= limit:
-                finish = "length"
-                break
-            if self._wait(self._write_tps):
-                finish = "cancelled"
-                break
-            written += 1
-            parts: list[tuple[Kind, str]] = splitter.feed(words[number])
-            for place, (kind, text) in enumerate(parts or [(splitter.kind, "")]):
-                yield Chunk(text, kind, tokens=1 if place == 0 else 0)
+        try:
+            for number in counter():
+                if number >= len(words):
+                    break
+                if written >= limit:
+                    finish = "length"
+                    break
+                if self._wait(self._write_tps):
+                    finish = "cancelled"
+                    break
+                written += 1
+                parts: list[tuple[Kind, str]] = splitter.feed(words[number])
+                for place, (kind, text) in enumerate(parts or [(splitter.kind, "")]):
+                    yield Chunk(text, kind, tokens=1 if place == 0 else 0)
+        finally:
+            self._remember(conversation, prompt + words[:written])
         for kind, text in splitter.end():
             yield Chunk(text, kind)
-        self._remember(conversation, prompt + words[:written])
         write_s = max(time.perf_counter() - begun - first, 1e-9)
         stats = Stats(
             prompt=len(prompt),
@@ -112,10 +114,12 @@ class ScriptedEngine:
         )
         yield Chunk(kind=splitter.kind, finish="cancelled" if self._closed.is_set() else finish, stats=stats)
 
-    def _read(self, total: int, reused: int) -> Iterator[Chunk]:
+    def _read(self, prompt: list[str], reused: int, conversation: str | None) -> Iterator[Chunk]:
         """Show progress in pieces of 64 tokens; returns the seconds it took."""
         begun = time.perf_counter()
+        total = len(prompt)
         for read in range(reused, total, 64):
+            self._remember(conversation, prompt[:read])
             yield Chunk(progress=(read, total))
             for _ in range(min(64, total - read)):
                 if self._wait(self._read_tps):
