@@ -1,6 +1,7 @@
 """The head of a GGUF file: key-values and tensor infos, written by the stock gguf writer. No weight is read here."""
 
 import re
+import struct
 import tempfile
 from dataclasses import dataclass
 from math import nan, prod
@@ -48,6 +49,18 @@ class Provenance:
     revision: str = ""  # its commit
     license: str = ""
     base_models: tuple[str, ...] = ()  # hub ids the source was made from
+
+
+def patches(head: bytes, values: dict[str, int | float]) -> list[tuple[int, bytes]]:
+    """(offset, bytes) that set keys of MEASURED in a head written by `lay_out`."""
+    found = []
+    for key, value in values.items():
+        whole = isinstance(MEASURED[key], int)
+        kind = gguf.GGUFValueType.UINT32 if whole else gguf.GGUFValueType.FLOAT32
+        name = len(key).to_bytes(8, "little") + key.encode() + int(kind).to_bytes(4, "little")
+        assert head.count(name) == 1, f"{key} is not in the head once"
+        found.append((head.index(name) + len(name), struct.pack("<I" if whole else "<f", value)))
+    return found
 
 
 def read_card(directory: Path) -> dict[str, Any]:

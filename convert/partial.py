@@ -7,10 +7,13 @@ its sha256. Going on re-reads the tensors it names, so that a torn write is foun
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from convert.errors import ConvertError
-from convert.metadata import Layout, Slot, padded
+from convert.metadata import Layout, Slot, padded, patches
 
 PIECE = 4 << 20
 
@@ -36,18 +39,30 @@ class Partial:
         self.path = part_path(final)
         self.journal = journal_path(final)
         self.hashes: dict[str, str] = {}  # finished tensors
-        self.fingerprint = fingerprint
+        self._log = self.journal.open("a", encoding="utf-8", newline="\n")
+        lock(self._log, final)
+        self.fingerprint = hashlib.sha256(fingerprint.encode() + layout.head).hexdigest()
         self._digest = hashlib.sha256()
         if self.path.exists() and self.journal.exists():
             self._recover()
         if not self.hashes:
             self.path.write_bytes(layout.head)
-            self.journal.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+            self._rewrite_journal()
         self.resumed = len(self.hashes)
         self._file = self.path.open("r+b", buffering=0)
+        self._file.write(layout.head)  # also over what an interrupted verification may have put there
         self._file.truncate(self._next_offset())
         self._file.seek(0, os.SEEK_END)
-        self._log = self.journal.open("a", encoding="utf-8", newline="\n")
+
+    def _rewrite_journal(self) -> None:
+        self._log.truncate(0)
+        self._log.write(json.dumps({"fingerprint": self.fingerprint}) + "\n")
+        for name, value in self.hashes.items():
+            self._note(name, value)
+        self._log.flush()
+
+    def _note(self, name: str, value: str) -> None:
+        self._log.write(json.dumps({"tensor": name, "sha256": value}) + "\n")
 
     def _recover(self) -> None:
         lines = self.journal.read_text(encoding="utf-8").splitlines()
@@ -59,16 +74,11 @@ class Partial:
                 break  # the line that was being written
         if not entries or entries[0].get("fingerprint") != self.fingerprint:
             return
-        head = len(self.layout.head)
-        if hash_range(self.path, 0, head) != hashlib.sha256(self.layout.head).hexdigest():
-            return
         for slot, entry in zip(self.layout.slots, entries[1:], strict=False):
             if entry.get("tensor") != slot.name or hash_range(self.path, slot.offset, slot.nbytes) != entry["sha256"]:
                 break
             self.hashes[slot.name] = entry["sha256"]
-        kept = [json.dumps({"fingerprint": self.fingerprint})]
-        kept += [json.dumps({"tensor": name, "sha256": value}) for name, value in self.hashes.items()]
-        self.journal.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        self._rewrite_journal()
 
     def _next_offset(self) -> int:
         done = len(self.hashes)
@@ -87,13 +97,48 @@ class Partial:
         assert self._file.tell() == slot.offset + padded(slot.nbytes), f"{slot.name} has the wrong length"
         self.hashes[slot.name] = self._digest.hexdigest()
         self._digest = hashlib.sha256()
-        self._log.write(json.dumps({"tensor": slot.name, "sha256": self.hashes[slot.name]}) + "\n")
+        self._note(slot.name, self.hashes[slot.name])
         self._log.flush()
 
     def close(self) -> None:
         """Stop here; a later run goes on."""
         self._file.close()
         self._log.close()
+
+    def measured(self, values: dict[str, int | float]) -> None:
+        """Fill in what was measured on the finished file (keys of metadata.MEASURED)."""
+        for offset, data in patches(self.layout.head, values):
+            self._file.seek(offset)
+            self._file.write(data)
+
+    def read_back(self) -> Iterator[int]:
+        """Compare every tensor on disk with what was written; yields bytes read, returns the whole file's sha256 as hex.
+
+        Raises ConvertError where the disk does not give back what it was given.
+        """
+        assert len(self.hashes) == len(self.layout.slots)
+        os.fsync(self._file.fileno())
+        whole, done = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(PIECE))
+        ends = [slot.offset for slot in self.layout.slots] + [self.layout.size]
+        with self.path.open("rb", buffering=0) as file:
+            whole.update(file.read(ends[0]))
+            for slot, end in zip(self.layout.slots, ends[1:], strict=True):
+                tensor, left = hashlib.sha256(), slot.nbytes
+                while done < end - ends[0]:
+                    got = file.readinto(buffer[: end - ends[0] - done])
+                    if not got:
+                        break
+                    tensor.update(buffer[: min(got, left)])
+                    whole.update(buffer[:got])
+                    left -= min(got, left)
+                    done += got
+                    yield done
+                if tensor.hexdigest() != self.hashes[slot.name]:
+                    raise ConvertError(
+                        f"{self.path} gives back other bytes for {slot.name} than were written: check the disk."
+                    )
+        return whole.hexdigest()
 
     def commit(self) -> None:
         """Give the whole file its name, durably, and forget the journal."""
@@ -103,6 +148,23 @@ class Partial:
         self.path.replace(self.final)
         sync_directory(self.final.parent)
         self.journal.unlink(missing_ok=True)
+
+
+def lock(file: TextIO, final: Path) -> None:
+    """Held until the file is closed. Raises ConvertError where another process holds it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConvertError(f"{final} is being written by another conversion; wait for it, or choose another name.") from error
 
 
 def part_path(final: Path) -> Path:
@@ -132,8 +194,6 @@ def discard(final: Path) -> None:
 
 def check_space(directory: Path, needed: int) -> None:
     """Raises ConvertError unless `directory` exists and has room for `needed` more bytes."""
-    import shutil
-
     if not directory.is_dir():
         raise ConvertError(f"{directory} does not exist; create it, or choose another place for the result.")
     free = shutil.disk_usage(directory).free

@@ -81,7 +81,7 @@ class Source:
     config: dict[str, Any]
     generation: dict[str, Any]  # generation_config.json, {} without one
     shape: Shape
-    weights: dict[str, Weight]  # GGUF name -> weight, in the order of the file to write
+    weights: dict[str, Any]  # GGUF name -> Weight (or adapter.Merged), in the order of the file to write
     notes: tuple[str, ...]  # what a person should know about choices made
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from convert.adapter import Merged
 from convert.errors import ConvertError
 from convert.partial import Partial
 from convert.quantizer import SOURCE_TYPES, Quantizer
@@ -35,7 +36,7 @@ class Worker:
     """Reads and quantizes slabs; called from several threads."""
 
     quantizer: Quantizer
-    weights: dict[str, Weight]
+    weights: dict[str, Weight | Merged]
     importance: dict[str, np.ndarray]
     allow_nan: bool = False
 
@@ -64,7 +65,7 @@ class Worker:
         return results
 
 
-def slabs(weights: dict[str, Weight], outputs: Sequence[Partial]) -> Iterator[tuple[Slab, list[Partial], bool]]:
+def slabs(weights: dict[str, Weight | Merged], outputs: Sequence[Partial]) -> Iterator[tuple[Slab, list[Partial], bool]]:
     """What remains to be done: the slab, who wants it, and whether it is the tensor's last."""
     kinds = [{slot.name: slot.kind for slot in output.layout.slots} for output in outputs]
     for name, weight in weights.items():

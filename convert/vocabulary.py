@@ -1,6 +1,8 @@
 """tokenizer.json and its companions, as GGUF states them: tokens, types, merges, special ids, chat template."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -75,7 +77,7 @@ def check_pipeline(tokenizer: dict[str, Any]) -> None:
         raise refuse(f"its post-processor {post.get('type')!r} may add tokens")
 
 
-def read_templates(source: Source, settings: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+def read_templates(directory: Path, settings: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """The chat templates, byte for byte, and notes. As transformers does, a .jinja file wins over tokenizer_config.json."""
     notes = []
     stated = settings.get("chat_template")
@@ -83,10 +85,10 @@ def read_templates(source: Source, settings: dict[str, Any]) -> tuple[dict[str, 
         templates = {entry["name"]: entry["template"] for entry in stated}
     else:
         templates = {"default": stated} if stated else {}
-    old = source.directory / "chat_template.json"
+    old = directory / "chat_template.json"
     if not templates and old.is_file():
         templates = {"default": read_json(old).get("chat_template", "")}
-    file = source.directory / "chat_template.jinja"
+    file = directory / "chat_template.jinja"
     if file.is_file():
         text = file.read_bytes().decode("utf-8")
         if templates.get("default", text) != text:
@@ -94,23 +96,26 @@ def read_templates(source: Source, settings: dict[str, Any]) -> tuple[dict[str, 
                 "chat_template.jinja and tokenizer_config.json differ; the .jinja file was taken, as transformers does."
             )
         templates["default"] = text
-    for extra in sorted((source.directory / "additional_chat_templates").glob("*.jinja")):
+    for extra in sorted((directory / "additional_chat_templates").glob("*.jinja")):
         templates[extra.stem] = extra.read_bytes().decode("utf-8")
     if not templates.get("default"):
         raise ConvertError(
-            f"{source.directory} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
+            f"{directory} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
             "a chat model is useless without one. Copy it from the model this one was made from."
         )
     return templates, notes
 
 
-def read_vocabulary(source: Source) -> Vocabulary:
-    """Raises ConvertError for a tokenizer that llama.cpp would not reproduce, and for one without a chat template."""
-    tokenizer = read_json(source.directory / "tokenizer.json")
-    settings_file = source.directory / "tokenizer_config.json"
+def read_vocabulary(source: Source, directory: Path | None = None) -> Vocabulary:
+    """From `directory`, by default the source's own.
+
+    Raises ConvertError for a tokenizer that llama.cpp would not reproduce, and for one without a chat template."""
+    directory = directory or source.directory
+    tokenizer = read_json(directory / "tokenizer.json")
+    settings_file = directory / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
     check_pipeline(tokenizer)
-    templates, notes = read_templates(source, settings)
+    templates, notes = read_templates(directory, settings)
 
     size = source.shape.vocabulary
     tokens: list[str | None] = [None] * size
@@ -191,3 +196,11 @@ def read_vocabulary(source: Source) -> Vocabulary:
         templates=templates,
         notes=tuple(notes),
     )
+
+
+def encoder(tokenizer: Path) -> Callable[[str], list[int]]:
+    """The model's own tokenizer; control tokens in the text are recognised, none are added."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(tokenizer))
+    return lambda text: loaded.encode(text, add_special_tokens=False).ids
