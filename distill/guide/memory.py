@@ -1,0 +1,63 @@
+"""Names and favourites remembered for a few turns. Most names are made of syllables: copying is to be learned, not a list."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from distill.guide.grammar import draw
+from distill.guide.noise import as_typed
+from distill.guide.topics import Turn
+
+
+def name(rng: random.Random, words: Mapping) -> str:
+    if rng.random() < 0.35:
+        return rng.choice(words["names"])
+    made = "".join(rng.choice(words["onsets"]) + rng.choice(words["vowels"]) for _ in range(rng.randint(1, 3)))
+    return (made + rng.choice(words["ends"])).capitalize()
+
+
+def of_name(rng: random.Random, words: Mapping) -> tuple[Turn, Turn]:
+    """A name told, and asked for."""
+    who = name(rng, words)
+    keep = frozenset((who, f"{who}.", f"{who}!"))
+    told = as_typed(draw(rng.choice(words["tell name"]), rng, {}, {"who": who}), rng, keep=keep)
+    say = rng.choice((f"Nice to meet you, {who}!", f"Hello, {who}! How can I help you?"))
+    asked = as_typed(draw(rng.choice(words["ask name"]), rng, {}, {}), rng)
+    return (
+        Turn(told, say, f"They tell me their name. It is {who}."),
+        Turn(asked, f"Your name is {who}.", f"They told me their name. It is {who}."),
+    )
+
+
+def of_thing(rng: random.Random, words: Mapping) -> tuple[Turn, Turn]:
+    """A favourite told, and asked for."""
+    thing = rng.choice(list(words["things"]))
+    value = rng.choice(words["things"][thing])
+    bound = {"t": "color" if thing == "colour" and rng.random() < 0.5 else thing, "v": value}
+    told = as_typed(draw(rng.choice(words["tell thing"]), rng, {}, bound), rng, keep=frozenset((value, f"{value}.")))
+    asked = as_typed(draw(rng.choice(words["ask thing"]), rng, {}, bound), rng)
+    say = rng.choice(
+        (f"I will remember that in this chat. Your favourite {thing} is {value}.", f"{value.capitalize()}? A fine choice!")
+    )
+    return (
+        Turn(told, say, "They tell me what they like."),
+        Turn(asked, f"Your favourite {thing} is {value}.", f"They told me. It is {value}."),
+    )
+
+
+def dialogue(rng: random.Random, words: Mapping, between: Sequence[Turn]) -> list[Turn]:
+    """Something told, perhaps one of the turns `between`, then asked for."""
+    told, asked = of_name(rng, words) if rng.random() < 0.7 else of_thing(rng, words)
+    turns = [told]
+    if rng.random() < 0.5:
+        turns.append(rng.choice(between))
+    if rng.random() < 0.85:
+        turns.append(asked)
+        if rng.random() < 0.15:
+            turns.append(Turn(rng.choice(words["thank"]), "You are welcome!", "They thank me."))
+    return turns
+
+
+def not_told(rng: random.Random, words: Mapping) -> list[Turn]:
+    """Asked for a name that was never told."""
+    asked = as_typed(draw(rng.choice(words["ask name"]), rng, {}, {}), rng)
+    return [Turn(asked, "You have not told me your name yet. What is it?", "They have not told me their name.")]

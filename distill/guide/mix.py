@@ -1,0 +1,162 @@
+"""The guide's training rows: topics, company, honesty and hand-written dialogues in fixed shares, reproducible by a seed."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from distill.guide import corpora, facts, memory, stories, sums, topics
+from distill.guide.topics import Topic, Turn
+
+WRITTEN = Path(__file__).parent / "dialogues"
+WORDS = Path(__file__).parent / "words"
+# How many of 100 drawn dialogues are of which kind. A quarter is out of scope, as is about a fifth of the hand-written ones.
+SHARES = {
+    "guide": 30,
+    "small talk": 15,
+    "outside": 25,
+    "written": 10,
+    "sums": 6,
+    "facts": 6,
+    "remembered": 4,
+    "not told": 0.4,
+    "story": 2.4,
+    "joke": 2.4,
+}
+CHAINED = 0.25  # of the dialogues go on with another one
+LONGEST = 5  # turns
+THINKING = {"sums": 0.6}  # share of dialogues with thoughts; of the others:
+THINKING_ELSE = 0.2
+SYSTEM = 0.04
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant. Answer briefly.",
+    "Answer in one sentence.",
+    "You are the guide of this app.",
+    "Be friendly and concise.",
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything dialogues are drawn from."""
+
+    topics: Mapping[str, Sequence[Topic]]
+    words: Mapping[str, Mapping]
+    "The word lists by file: slots, facts, memory, stories, jokes."
+    written: Sequence[tuple[Turn, ...]]
+
+
+def read_written(folder: Path = WRITTEN) -> list[tuple[Turn, ...]]:
+    """The hand-written dialogues: rows {"messages": [...]} in *.jsonl."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            messages = json.loads(line)["messages"]
+            found.append(
+                tuple(
+                    Turn(asked["content"], said["content"], said.get("reasoning_content", ""))
+                    for asked, said in zip(messages[::2], messages[1::2], strict=True)
+                )
+            )
+    return found
+
+
+def read_material(folder: Path | None = None) -> Material:
+    """`folder` holds the optional corpora."""
+    words = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(WORDS.glob("*.yaml"))}
+    every = topics.hear(topics.load(), *corpora.questions(folder))
+    kinds = {"guide": "guide", "company": "small talk", "outside": "outside"}
+    grouped: dict[str, list[Topic]] = {kind: [] for kind in kinds.values()}
+    for one in every:
+        grouped[kinds[one.file]].append(one)
+    return Material(grouped, words, read_written())
+
+
+def dialogue(kind: str, rng: random.Random, material: Material) -> list[Turn]:
+    """One dialogue of a kind named in SHARES."""
+    if kind in material.topics:
+        among = material.topics[kind]
+        chosen = rng.choices(among, [one.weight for one in among])[0]
+        return chosen.dialogue(rng, material.words["slots"])
+    if kind == "written":
+        return list(rng.choice(material.written))
+    if kind == "sums":
+        return sums.dialogue(rng)
+    if kind == "facts":
+        return facts.dialogue(rng, material.words["facts"])
+    if kind == "remembered":
+        between = [dialogue(other, rng, material)[0] for other in ("guide", "small talk", "facts", "outside")]
+        return memory.dialogue(rng, material.words["memory"], between)
+    if kind == "not told":
+        return memory.not_told(rng, material.words["memory"])
+    if kind == "story":
+        return stories.story(rng, material.words["stories"])
+    return stories.joke(rng, material.words["jokes"])
+
+
+def conversation(rng: random.Random, material: Material) -> tuple[list[Turn], float]:
+    """Some dialogues in a row, at most LONGEST turns, and how likely thinking is on."""
+    kinds, shares = zip(
+        *((kind, share) for kind, share in SHARES.items() if kind != "written" or material.written), strict=True
+    )
+    kind = rng.choices(kinds, shares)[0]
+    turns = dialogue(kind, rng, material)
+    while rng.random() < CHAINED and len(turns) < LONGEST:
+        other = rng.choices(kinds, shares)[0]
+        if other == "not told" or (kind == "remembered" and other == "remembered"):
+            break
+        turns += dialogue(other, rng, material)
+    return turns[:LONGEST], THINKING.get(kind, THINKING_ELSE)
+
+
+def row(turns: Sequence[Turn], thinking: bool, system: str = "") -> dict:
+    """A conversation as `distill` reads it."""
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        said = {"role": "assistant", "content": turn.say}
+        if thinking and turn.thought:
+            said["reasoning_content"] = turn.thought
+        messages += [{"role": "user", "content": turn.ask}, said]
+    return {"messages": messages}
+
+
+def plain(text: str) -> str:
+    """A question without capitals and marks, to compare it with others."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def rows(count: int, seed: int, material: Material, never: frozenset[str] = frozenset()) -> Iterator[dict]:
+    """`count` conversations. None holds a question whose `plain` form is in `never`: those are for testing.
+
+    Every hand-written dialogue is among them once; the others are drawn.
+    """
+    rng = random.Random(seed)
+    made = 0
+    for turns in material.written:
+        if made < count and not any(plain(turn.ask) in never for turn in turns):
+            made += 1
+            yield row(turns, thinking=False)
+    while made < count:
+        turns, likely = conversation(rng, material)
+        if any(plain(turn.ask) in never for turn in turns) or not all(turn.ask.strip() for turn in turns):
+            continue
+        system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM else ""
+        made += 1
+        yield row(turns, rng.random() < likely, system)
+
+
+def held_out(count: int, seed: int, material: Material, train: Sequence[dict], never: frozenset[str]) -> list[dict]:
+    """`count` conversations none of whose questions occur in `train`, plain form against plain form."""
+    seen = {plain(message["content"]) for one in train for message in one["messages"] if message["role"] == "user"}
+    kept: list[dict] = []
+    for one in rows(count * 400, seed, material, never):
+        asked = [message["content"] for message in one["messages"] if message["role"] == "user"]
+        if not any(plain(text) in seen for text in asked):
+            kept.append(one)
+            if len(kept) == count:
+                break
+    return kept

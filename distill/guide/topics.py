@@ -1,0 +1,111 @@
+"""Topics in YAML: what people ask, what the guide says, and what they ask next.
+
+get-4b:
+  thought: They want the 4 B model. I know the command.
+  ask: ["(how do|can) i get the {big}?"]     # phrases for grammar.py
+  say: ["Run `python app.py --model ...`."]  # any of these is right
+  next: [{thought: ..., ask: [...], say: [...]}]
+  chitchat: [53]                             # groups and intents of the optional corpora that ask the same
+  clinc: [greeting]
+  weight: 1.0                                # how often, against other topics
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from distill.guide.grammar import draw
+from distill.guide.noise import as_typed
+
+FOLDER = Path(__file__).parent / "topics"
+
+
+class TopicError(ValueError):
+    """A topic file that says something this module does not know."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer; `thought` is what stands in the thinking block where thinking is on."""
+
+    ask: str
+    say: str
+    thought: str = ""
+
+
+@dataclass(frozen=True)
+class Topic:
+    name: str
+    ask: tuple[str, ...]
+    say: tuple[str, ...]
+    thought: str = ""
+    next: tuple["Topic", ...] = ()
+    weight: float = 1.0
+    chitchat: tuple[int, ...] = ()
+    clinc: tuple[str, ...] = ()
+    nlu: tuple[str, ...] = ()
+    file: str = ""
+    heard: tuple[str, ...] = field(default=(), repr=False)
+    "Questions from the corpora, as typed there."
+
+    def turn(self, rng: random.Random, slots: Mapping[str, Sequence[str]], bound: dict[str, str] | None = None) -> Turn:
+        bound = {} if bound is None else bound
+        if self.heard and rng.random() < min(0.5, len(self.heard) / 60):
+            ask = rng.choice(self.heard)
+            if rng.random() < 0.3:
+                ask = as_typed(ask, rng)
+        else:
+            ask = draw(rng.choice(self.ask), rng, slots, bound)
+            ask = as_typed(ask, rng, keep=frozenset(word for value in bound.values() for word in value.split()))
+        say = rng.choice(self.say)
+        for name, value in bound.items():
+            say = say.replace("{" + name + "}", value)
+        return Turn(ask, say.strip(), self.thought)
+
+    def dialogue(self, rng: random.Random, slots: Mapping[str, Sequence[str]], follow: float = 0.4) -> list[Turn]:
+        """The topic's question, and with probability `follow` one more turn from `next`, again and again."""
+        bound: dict[str, str] = {}
+        turns = [self.turn(rng, slots, bound)]
+        later = list(self.next)
+        while later and rng.random() < follow:
+            turns.append(later.pop(rng.randrange(len(later))).turn(rng, slots, bound))
+        return turns
+
+
+def topic(name: str, entry: Mapping[str, object], file: str = "") -> Topic:
+    unknown = set(entry) - {"ask", "say", "thought", "next", "weight", "chitchat", "clinc", "nlu"}
+    if unknown or not entry.get("say") or not entry.get("ask"):
+        raise TopicError(f"topic {name}: needs `ask` and `say`, does not know {sorted(unknown)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    inner = tuple(topic(f"{name}.{i}", later) for i, later in enumerate(entry.get("next", ())))
+    return Topic(name=name, file=file, **(values | {"next": inner}))
+
+
+def load(folder: Path = FOLDER) -> list[Topic]:
+    """All topics of a folder, in the order of its files."""
+    return [
+        topic(name, entry, path.stem)
+        for path in sorted(folder.glob("*.yaml"))
+        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+    ]
+
+
+def hear(
+    topics: Sequence[Topic], chitchat: Mapping[int, list[str]], clinc: Mapping[str, list[str]], nlu: Mapping[str, list[str]]
+):
+    """The topics with the corpora's questions added."""
+    return [
+        replace(
+            one,
+            heard=tuple(
+                text
+                for source, keys in ((chitchat, one.chitchat), (clinc, one.clinc), (nlu, one.nlu))
+                for key in keys
+                for text in source.get(key, ())
+            ),
+        )
+        for one in topics
+    ]
