@@ -77,7 +77,7 @@ def train(recipe: Path, overrides: Sequence[str] = ()) -> None:
     machine.wait()
     trainer = Trainer(run, machine)
     if machine.is_main:
-        print(trainer.report.sentence(), flush=True)
+        print(trainer.data.report.sentence(), flush=True)
     finish(trainer)
 
 

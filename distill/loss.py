@@ -5,13 +5,16 @@ objective for value and gradient at the logits, and folds the gradient back at o
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.batch import Batch
 
 TILE_BYTES = 20 << 20  # of one [n, V] fp32 tile on a CPU: 32 rows at V = 151,936; a GPU takes 256 (0.16 GB)
 
@@ -22,6 +25,7 @@ class NotFinite(DistillError):
     def __init__(self, what: str, row: int):
         super().__init__(f"{what} is NaN or infinite at position {row} of the batch; nothing was changed by this step.")
         self.what, self.row = what, row
+        self.batch: Batch | None = None  # filled in by whoever knows it
 
 
 class Tiles:

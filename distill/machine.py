@@ -69,3 +69,22 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if os.uname().sysname == "Darwin" else 1e3)
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter], bucket: int = 1 << 25) -> None:
+    """All processes' gradients summed in place, in buckets of `bucket` numbers."""
+    group: list[torch.Tensor] = []
+
+    def flush() -> None:
+        if group:
+            flat = torch.cat([gradient.flatten() for gradient in group])
+            dist.all_reduce(flat)
+            for gradient, part in zip(group, flat.split([g.numel() for g in group]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+            group.clear()
+
+    for parameter in parameters:
+        if group and (sum(g.numel() for g in group) > bucket or group[0].dtype != parameter.grad.dtype):
+            flush()
+        group.append(parameter.grad)
+    flush()

@@ -88,6 +88,16 @@ def check_head(model: nn.Module, what: str) -> None:
         raise DistillError(f"The {what}'s head is no plain linear layer, which the chunked loss needs.")
 
 
+def generation_ends(name: str) -> int | list[int] | None:
+    """The end tokens of a model's generation config, if it has one."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(name).eos_token_id
+    except OSError:
+        return None
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The model without its head."""
     return getattr(model, model.base_model_prefix)
@@ -183,20 +193,58 @@ def copy_tokenizer(source: str, target: Path) -> None:
             shutil.copyfile(folder / name, target / name)
 
 
+def merged(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model as if it had never had adapters: LoRA products are added to the weights they adapt."""
+    state = {}
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, value in model.state_dict().items():
+        if "lora_" in name:
+            continue
+        layer, found, _ = name.partition(".base_layer.")
+        if found and name.endswith("weight"):
+            delta = layers[layer].get_delta_weight("default")
+            value = value.float() + delta.float()
+        state[name.replace(".base_layer.", ".")] = value
+    return state
+
+
 def save_model(model: nn.Module, source: str, target: Path, dtype: torch.dtype) -> None:
     """A Hugging Face folder: weights as safetensors in `dtype`, config, and the files of `source`'s tokenizer."""
     from safetensors.torch import save_file
 
     target.mkdir(parents=True, exist_ok=True)
-    seen: set[int] = set()
-    tensors = {}
-    for name, value in model.state_dict().items():
-        if value.data_ptr() in seen:  # a tied head is stored once
-            continue
-        seen.add(value.data_ptr())
-        tensors[name] = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+    head = "lm_head.weight" if model.config.tie_word_embeddings else None  # a tied head is stored once
+    tensors = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in merged(model).items()
+        if name != head
+    }
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     config.pop("_name_or_path", None)
     (target / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
     copy_tokenizer(source, target)
+
+
+def save_student(model: nn.Module, recipe: Recipe, target: Path, dtype: torch.dtype) -> None:
+    save_model(model, recipe.student, target, dtype)
+    if recipe.lora_rank:
+        save_adapter(model, recipe, target)
+
+
+def save_adapter(model: nn.Module, recipe: Recipe, target: Path) -> None:
+    """The adapter alone, in `adapter/`, as peft reads it."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    folder = target / "adapter"
+    folder.mkdir()
+    tensors = {
+        f"base_model.model.{name.replace('.default', '')}": value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if "lora_" in name
+    }
+    save_file(tensors, folder / ADAPTER)
+    config = lora_config(recipe, LoraConfig)
+    config.base_model_name_or_path = recipe.student
+    config.save_pretrained(folder)

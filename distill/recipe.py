@@ -25,6 +25,7 @@ class Recipe:
     mode: str = "gkd"  # sft | seqkd (cross-entropy on teacher text) | kd (lmbda 0) | gkd | on-policy (lmbda 1)
     student: str = ""  # a Hugging Face directory or hub id
     teacher: str = ""  # the same, or `adapter-off`
+    accept: tuple[str, ...] = ()  # differences between the two that are known: chat template | special tokens | end tokens
     data: tuple[str, ...] = ()  # .jsonl .json .parquet .csv files, or hub ids like `org/name:split`
     run: str = "runs/distill"  # the run folder
     # data
@@ -49,7 +50,6 @@ class Recipe:
     loss_norm: str = "token"  # token | sequence
     phase_swap: bool = False  # only one of student and teacher on the device at a time
     teacher_bits: int = 16  # 4 or 8 on CUDA with bitsandbytes
-    generator: str = "own"  # own | vllm
     # optimisation
     steps: int = 0  # 0: `epochs` decide
     epochs: float = 1.0
@@ -85,7 +85,7 @@ class Recipe:
     keep_checkpoints: int = 2
     save_dtype: str = ""  # of the exported weights; empty: `dtype`
     warm_start: str = "warn"  # warn | fail | off: is the student able to start on its own answers?
-    watch: str = "warn"  # warn | pause | off: collapse of length, entropy, END rate
+    watch: str = "warn"  # warn | pause | off: answers that grow, are cut off, never end, or repeat themselves
     engine: str = "own"  # own | trl-gkd | trl-gkd-tuned | trl-distillation
 
     def __post_init__(self):
@@ -161,7 +161,6 @@ CHOICES = {
     "loss_norm": ("token", "sequence"),
     "schedule": ("cosine", "linear", "constant"),
     "device": ("auto", "cpu", "cuda"),
-    "generator": ("own", "vllm"),
     "teacher_bits": (4, 8, 16),
     "warm_start": ("warn", "fail", "off"),
     "watch": ("warn", "pause", "off"),

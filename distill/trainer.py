@@ -4,103 +4,33 @@
 """
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
 from distill import models, windows
 from distill.batch import Batch, batches, targets_of, weights_of
+from distill.clock import Clock, Signals
+from distill.dataset import read_dataset
 from distill.errors import DistillError
-from distill.loss import CrossEntropy, NotFinite
-from distill.machine import Machine, peak_memory
+from distill.evaluation import Evaluation, extended, gap_closed
+from distill.loss import CrossEntropy, Divergence, NotFinite, Objective
+from distill.machine import Machine, peak_memory, sum_gradients
 from distill.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
-from distill.recipe import Recipe
-from distill.rows import Report, read_rows
+from distill.pair import are_identical, check_pair
+from distill.recipe import ADAPTER_OFF
+from distill.rollout import Sampling, Stats, rollout
 from distill.run import Run, write_json, write_whole
-from distill.tokens import TokenRow, end_tokens, read_tokens
+from distill.task import load_task
+from distill.teacher import Teacher, load_teacher
+from distill.tokens import TokenRow, end_tokens
+from distill.watch import Watch, look
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Clock:
-    """Seconds per phase."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-    def take(self) -> dict[str, float]:
-        taken, self.seconds = self.seconds, {}
-        return {name: round(value, 4) for name, value in taken.items()}
-
-
-class Signals:
-    """SIGTERM and Ctrl-C ask for a checkpoint at the end of the step; a second one stops at once."""
-
-    def __init__(self):
-        self.asked = ""
-
-    @contextmanager
-    def caught(self) -> Iterator["Signals"]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def ask(self, number, frame) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
-
-
-def read_data(recipe: Recipe, tokenizer, ends, cache: Path) -> tuple[list[TokenRow], list[TokenRow], Report]:
-    """(rows to train on, held-out rows, report). Raises DistillError when nothing is left, or for a bad row if so asked."""
-    if not recipe.data:
-        raise DistillError("The recipe names no data; add `data: FILE.jsonl`.")
-    report = Report()
-    rows = read_rows(recipe.data, report)
-    other = read_rows(recipe.eval_data, Report()) if recipe.eval_data else []
-    if other:
-        held = {row.prompt_key for row in other}
-        kept = [row for row in rows if row.prompt_key not in held]
-        for row in rows:
-            if row.prompt_key in held:
-                report.refuse(row.place, "its prompt is among the held-out rows")
-        rows = kept
-    if recipe.max_rows and len(rows) > recipe.max_rows:
-        order = np.random.default_rng(windows.digest(recipe.seed, "subset")).permutation(len(rows))
-        rows = [rows[index] for index in sorted(order[: recipe.max_rows])]
-    tokens = read_tokens(rows, tokenizer, ends, recipe, report, cache)
-    held_out = tokens.held_out.astype(bool)
-    training, testing = tokens.where(~held_out), tokens.where(held_out)
-    if other:
-        testing = list(
-            map(read_tokens(other, tokenizer, ends, recipe.but(eval_data=()), Report(), cache).__getitem__, range(len(other)))
-        )
-    if report.reasons and recipe.bad_rows == "fail":
-        raise DistillError(f"bad_rows is fail: {report.sentence()}")
-    if not training:
-        raise DistillError(f"No row is left to train on. {report.sentence()}")
-    return training, testing, report
+WEAK = 0.5  # an END rate below this at the start means: supervised training first
 
 
 class Trainer:
@@ -108,29 +38,38 @@ class Trainer:
 
     def __init__(self, run: Run, machine: Machine):
         self.run, self.machine, self.recipe = run, machine, run.recipe
-        recipe = self.recipe
+        recipe, device = self.recipe, machine.device
+        self.score = load_task(recipe.task)
         self.tokenizer = models.load_tokenizer(recipe.student)
-        self.model = models.load_model(recipe.student, "student", DTYPES[recipe.dtype])
-        self.ends = end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
+        self.ends = end_tokens(self.tokenizer, models.generation_ends(recipe.student))
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        self.rows, self.held_out, self.report = read_data(recipe, self.tokenizer, self.ends, run.cache)
-        self.model.to(machine.device)
+        if recipe.needs_teacher:
+            check_pair(recipe, self.tokenizer, self.ends)
+        self.data = read_dataset(recipe, self.tokenizer, self.ends, run.cache)
+        self.model = models.load_model(recipe.student, "student", DTYPES[recipe.dtype]).to(device)
+        self.vocabulary = min(len(self.tokenizer), len(models.head_of(self.model)))
         if recipe.lora_rank:
             models.add_lora(self.model, recipe)
+        self.model.to(device)
         if recipe.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.student = models.Student(self.model)
+        self.teacher: Teacher | None = load_teacher(recipe, self.model, device) if recipe.needs_teacher else None
         self.parameters = models.trainable(self.model)
         self.optimizer = make_optimizer(self.parameters, recipe)
         if recipe.compile:
             models.backbone(self.model).compile(dynamic=True)
-        self.windows = windows.Windows(len(self.rows), recipe.window, recipe.seed)
+        rows = self.data.training
+        self.windows = windows.Windows(len(rows), recipe.window, recipe.seed)
         self.steps = recipe.steps or math.ceil(recipe.epochs * self.windows.per_epoch)
-        self.lengths = [len(row.ids) for row in self.rows]
+        self.lengths = [len(row.ids) for row in rows]
         self.clock = Clock()
+        self.watch = Watch()
         self.done = 0
         self.tokens = 0
         self.best: dict = {}
+        self.start: dict = {}  # the first evaluation, which later ones are compared with
+        self.texts: dict[int, list[int]] = {}  # seqkd: what the teacher wrote, by row key
 
     # ---------------------------------------------------------------- the loop
 
@@ -138,46 +77,54 @@ class Trainer:
         """Steps until the end, a signal, or an error. Yields the log lines, which are also written to the run folder."""
         recipe = self.recipe
         if self.machine.is_main:
-            write_json(self.run.folder / "data.json", self.report.as_dict() | lengths_of(self.rows, self.held_out))
-        begin, first = time.perf_counter(), self.done
+            write_json(self.run.folder / "data.json", self.data.describe())
         if self.done == 0:
+            yield from self.look_at_teacher()
             yield from self.evaluate()
+        begin, first = time.perf_counter(), self.done
         with Signals().caught() as signals:
             while self.done < self.steps:
-                line = self.step()
+                line, warning = self.step()
                 spent = time.perf_counter() - begin
                 line["left_s"] = round(spent / (self.done - first) * (self.steps - self.done), 1)
                 yield self.log(line)
+                if warning:
+                    yield self.note(warning)
                 last = self.done == self.steps
                 if last or (recipe.eval_every and self.done % recipe.eval_every == 0):
                     yield from self.evaluate()
-                stop = self.stopping(signals)
+                stop = next((asked for asked in self.machine.gather(signals.asked) if asked), "")
+                if warning and recipe.watch == "pause":
+                    stop = stop or "watch: pause"
                 if last or stop or self.done % recipe.checkpoint_every == 0:
                     self.checkpoint()
                 if stop and not last:
-                    yield self.log({"kind": "note", "step": self.done, "note": f"{stop}: stopped after a checkpoint"})
+                    yield self.note(f"{stop}: stopped after a checkpoint; `resume` goes on")
                     return
         self.export(self.run.folder / "final")
 
-    def stopping(self, signals: Signals) -> str:
-        return next((asked for asked in self.machine.gather(signals.asked) if asked), "")
-
-    def step(self) -> dict:
+    def step(self) -> tuple[dict, str]:
         """One window: examples, gradients, optimizer. Weights change only when everything is finite."""
-        recipe, clock, step = self.recipe, self.clock, self.done
+        recipe, step = self.recipe, self.done
         begin = time.perf_counter()
         torch.manual_seed(windows.digest(recipe.seed, "torch", step) % 2**63)
+        share = self.share(step)
+        on_policy = windows.is_on_policy(recipe.seed, step, share)
+        if step % 50 == 0 and len(set(self.machine.gather((on_policy, step, len(self.lengths))))) > 1:
+            raise DistillError("The processes disagree about the data or the coin; start all of them with the same recipe.")
         chosen = windows.share_of(self.windows.rows_of(step), self.machine.rank, self.machine.world, self.lengths)
-        examples = [self.rows[row] for row in chosen]
-        tokens, count = self.machine.sum(sum(map(targets_of, examples)), len(examples))
-        weights = weights_of(examples, recipe.loss_norm, tokens, count)
-        pieces = batches(examples, weights, recipe.micro_tokens, self.pad)
-        self.student.train()
-        loss = 0.0
-        for batch in pieces:
-            loss += self.learn(batch)
+        rows = [self.data.training[row] for row in chosen]
+        stats = Stats()
+        try:
+            examples = self.answered(rows, step, stats) if on_policy else self.given(rows)
+            tokens, count = self.machine.sum(sum(map(targets_of, examples)), len(examples))
+            pieces = batches(examples, weights_of(examples, recipe.loss_norm, tokens, count), recipe.micro_tokens, self.pad)
+            self.student.train()
+            loss = self.learn(pieces)
+        except NotFinite as exc:
+            raise self.refuse(exc, exc.batch) from exc
         (loss,) = self.machine.sum(loss)
-        with clock.phase("optimizer"):
+        with self.clock.phase("optimizer"):
             norm = self.gradient_norm(pieces)
             rate = learning_rate(recipe, step, self.steps)
             for group in self.optimizer.param_groups:
@@ -186,54 +133,101 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.tokens += int(tokens)
+        line = {"kind": "step", "step": self.done, "loss": loss, "lr": rate, "grad_norm": norm, "targets": int(tokens)}
+        warning = ""
+        if recipe.needs_teacher:
+            line |= {"on_policy": on_policy, "lmbda": share}
+        if on_policy:
+            seen = look([row.ids[row.prompt :].tolist() for row in examples], self.ends)
+            line |= seen | {"passes": stats.passes, "rows_fed": stats.fed}
+            warning = self.watch.add(seen) if recipe.watch != "off" and seen else ""
+        return line | self.timing(begin, examples, pieces), warning
+
+    def share(self, step: int) -> float:
+        """lmbda at a step."""
+        first, last = self.recipe.on_policy_share
+        return first + (last - first) * step / max(1, self.steps - 1)
+
+    def timing(self, begin: float, examples: Sequence[TokenRow], pieces: Sequence[Batch]) -> dict:
         seconds = time.perf_counter() - begin
-        padded = sum(batch.ids.numel() for batch in pieces)
-        phases = clock.take()
+        real, padded = sum(len(row.ids) for row in examples), sum(batch.ids.numel() for batch in pieces)
+        phases = self.clock.take()
         return {
-            "kind": "step",
-            "step": self.done,
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": norm,
-            "targets": int(tokens),
             "tokens": self.tokens,
-            "tokens_per_s": round(sum(len(row.ids) for row in examples) * self.machine.world / seconds, 1),
-            "padding": round(1 - sum(len(row.ids) for row in examples) / max(1, padded), 4),
+            "tokens_per_s": round(real * self.machine.world / seconds, 1),
+            "padding": round(1 - real / max(1, padded), 4),
             "seconds": round(seconds, 4),
             "phases": phases | {"other": round(seconds - sum(phases.values()), 4)},
             "peak_mb": round(peak_memory(self.machine.device), 1),
         }
 
-    def learn(self, batch: Batch) -> float:
-        """Forward and backward of one batch; gives its part of the loss."""
-        batch = batch.to(self.machine.device)
-        try:
-            with self.clock.phase("student"):
-                with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast):
-                    loss, _ = self.student(batch.ids, batch.positions, batch.weights, CrossEntropy(batch.labels))
-                loss.backward()
-            return loss.item()
-        except NotFinite as exc:
-            raise self.refuse(exc, batch) from exc
+    # ---------------------------------------------------------------- examples
 
-    def refuse(self, exc: NotFinite, batch: Batch) -> DistillError:
-        """Keeps the batch beside the log and says where; weights are as the last step left them."""
-        from safetensors.torch import save_file
-
-        folder = self.run.folder / f"bad-batch-{self.done + 1}"
-
-        def fill(part: Path) -> None:
-            save_file({"ids": batch.ids.cpu(), "positions": batch.positions.cpu()}, part / "batch.safetensors")
-            texts = [self.tokenizer.decode(ids) for ids in batch.ids.tolist()]
-            write_json(part / "texts.json", texts)
-
-        write_whole(folder, fill)
-        self.optimizer.zero_grad(set_to_none=True)
-        return DistillError(
-            f"Step {self.done + 1}: {exc.what} is NaN or infinite. The weights are untouched; the batch is in {folder}."
+    def sampling(self, step: int, stream: str) -> Sampling:
+        recipe = self.recipe
+        return Sampling(
+            recipe.new_tokens,
+            self.ends,
+            recipe.temperature,
+            recipe.top_p,
+            recipe.seed,
+            step,
+            stream,
+            recipe.generate_tokens,
+            self.vocabulary,
         )
 
-    def gradient_norm(self, pieces: list[Batch]) -> float:
+    def answered(self, rows: Sequence[TokenRow], step: int, stats: Stats) -> list[TokenRow]:
+        """The rows' prompts with the student's own answers; no gradient goes through sampling."""
+        prompts, keys = [row.ids[: row.prompt].tolist() for row in rows], [row.key for row in rows]
+        autocast = torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast)
+        with self.clock.phase("generate"), autocast:
+            written = rollout(self.model, prompts, keys, self.sampling(step, "student"), stats)
+        return [extended(row, answer) for row, answer in zip(rows, written, strict=True)]
+
+    def given(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
+        """The rows as they are; for seqkd with the teacher's answers, each written once and then remembered."""
+        if self.recipe.mode != "seqkd":
+            return list(rows)
+        missing = [row for row in rows if row.key not in self.texts]
+        if missing:
+            with self.clock.phase("generate"):
+                prompts, keys = [row.ids[: row.prompt].tolist() for row in missing], [row.key for row in missing]
+                written = self.teacher.answer(prompts, keys, self.sampling(0, "teacher"))
+            self.texts |= {row.key: answer for row, answer in zip(missing, written, strict=True)}
+        return [extended(row, self.texts[row.key]) for row in rows]
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(self, pieces: Sequence[Batch]) -> float:
+        """Forward and backward of a window's batches; gives this process's part of the loss."""
+        compares = self.recipe.mode not in ("sft", "seqkd")
+        scored = self.teacher.scored(pieces) if compares else ((batch, None) for batch in pieces)
+        total = 0.0
+        while True:
+            with self.clock.phase("teacher" if compares else "student"):
+                batch, hidden = next(scored, (None, None))
+            if batch is None:
+                return total
+            batch = batch.to(self.machine.device)
+            objective: Objective = CrossEntropy(batch.labels) if hidden is None else self.divergence(hidden)
+            try:
+                with self.clock.phase("student"):
+                    with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast):
+                        loss, _ = self.student(batch.ids, batch.positions, batch.weights, objective)
+                    loss.backward()
+            except NotFinite as exc:
+                exc.batch = batch
+                raise
+            total += loss.item()
+
+    def divergence(self, hidden: Tensor) -> Divergence:
+        recipe = self.recipe
+        return Divergence(
+            hidden, self.teacher.head, recipe.beta, recipe.temperature_of_loss, recipe.normalize_beta, self.vocabulary
+        )
+
+    def gradient_norm(self, pieces: Sequence[Batch]) -> float:
         """The norm over all processes, after summing the gradients; clips. Raises DistillError when it is not finite."""
         parameters = list(self.parameters.values())
         for parameter in parameters:
@@ -243,43 +237,120 @@ class Trainer:
             sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
         if not torch.isfinite(norm):
-            raise self.refuse(NotFinite("The gradient", 0), pieces[0])
+            raise self.refuse(NotFinite("The gradient", 0), pieces[0] if pieces else None)
         return norm.item()
+
+    def refuse(self, exc: NotFinite, batch: Batch | None) -> DistillError:
+        """Keeps the batch beside the log and says where it is; weights are as the last step left them."""
+        from safetensors.torch import save_file
+
+        self.optimizer.zero_grad(set_to_none=True)
+        where = ""
+        if batch is not None:
+            folder = self.run.folder / f"bad-batch-{self.done + 1}"
+
+            def fill(part: Path) -> None:
+                save_file({"ids": batch.ids.cpu(), "positions": batch.positions.cpu()}, part / "batch.safetensors")
+                write_json(part / "texts.json", [self.tokenizer.decode(ids) for ids in batch.ids.tolist()])
+
+            write_whole(folder, fill)
+            where = f"; the batch is in {folder}"
+        return DistillError(f"Step {self.done + 1}: {exc.what} is NaN or infinite. The weights are untouched{where}.")
 
     # ---------------------------------------------------------------- measuring
 
-    @torch.no_grad()
-    def heldout_loss(self, rows: list[TokenRow]) -> float:
-        """Mean cross-entropy per trained token of `rows`, in nats."""
-        total = count = 0.0
-        self.student.eval()
-        for batch in batches(rows, [1.0] * len(rows), self.recipe.micro_tokens, self.pad):
-            batch = batch.to(self.machine.device)
-            with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast):
-                loss, _ = self.student(batch.ids, batch.positions, batch.weights, CrossEntropy(batch.labels))
-            total, count = total + loss.item(), count + len(batch.positions)
-        return total / max(1, count)
+    def evaluation(self) -> Evaluation:
+        return Evaluation(
+            self.student,
+            self.teacher,
+            self.data.held_out[: self.recipe.eval_rows],
+            self.data.keep[: self.recipe.eval_rows],
+            self.recipe,
+            self.ends,
+            self.pad,
+            self.vocabulary,
+            lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            self.score,
+        )
+
+    def look_at_teacher(self) -> Iterator[dict]:
+        """What is odd about the pair before the first step."""
+        if self.teacher and self.recipe.teacher != ADAPTER_OFF and are_identical(self.model, self.teacher.model):
+            yield self.note("warning: student and teacher have identical weights; there is nothing to learn")
+        if self.teacher and self.score and self.data.held_out:
+            self.start = self.evaluation().teacher_scores()
+            yield self.log({"kind": "teacher", "step": 0} | self.start)
 
     def evaluate(self) -> Iterator[dict]:
-        rows = [row for row in self.held_out if targets_of(row)][: self.recipe.eval_rows]
-        if not rows:
+        if not self.data.held_out:
             return
         begin = time.perf_counter()
-        line = {"kind": "eval", "step": self.done, "heldout_loss": self.heldout_loss(rows), "rows": len(rows)}
+        line = {"kind": "eval", "step": self.done} | self.evaluation().measure()
+        if self.done == 0:
+            self.start = self.start | line
+        if self.score and "greedy_score" in self.start and self.done:
+            teacher, start = self.start["teacher_greedy_score"], self.start["greedy_score"]
+            error = math.hypot(self.start["teacher_greedy_score_ci"], self.start["greedy_score_ci"]) / 1.96
+            line["gap_closed"] = gap_closed(line["greedy_score"], start, teacher, error)
         line["seconds"] = round(time.perf_counter() - begin, 3)
         yield self.log(line)
+        if self.done == 0 and self.recipe.warm_start != "off":
+            yield from self.warm_start(line)
+        self.keep_best(line)
+
+    def warm_start(self, line: dict) -> Iterator[dict]:
+        """The precondition of on-policy training (arXiv 2306.13649): the student already writes adequate answers."""
+        signs = []
+        if max(self.recipe.on_policy_share) > 0 and line.get("end_rate", 1.0) < WEAK:
+            signs.append(f"only {line['end_rate']:.0%} of its answers end within new_tokens")
+        if "teacher_greedy_score" in self.start and "greedy_score" in line:
+            gap = self.start["teacher_greedy_score"] - line["greedy_score"]
+            if gap <= 0:
+                signs.append(
+                    f"the teacher scores {self.start['teacher_greedy_score']:.3f}, not above its {line['greedy_score']:.3f}"
+                )
+        if signs and self.recipe.warm_start == "fail":
+            raise DistillError(f"The student is not ready: {'; '.join(signs)}. Train it with mode: sft first.")
+        if signs:
+            yield self.note(f"warning: the student may not be ready: {'; '.join(signs)}; consider mode: sft first")
+
+    def keep_best(self, line: dict) -> None:
+        """The best student so far, as a folder `best/`, by one number of the evaluation."""
+        name = self.recipe.best_by
+        if name == "auto":
+            name = "kl_student_teacher" if "kl_student_teacher" in line else "heldout_loss"
+        if name not in line:
+            raise DistillError(f"best_by is {name!r}, which no evaluation gives; expected one of {', '.join(line)}.")
+        value = line[name]
+        ends_often = line.get("end_rate", 1.0) >= 0.5 * self.start.get("end_rate", 0.0)
+        higher = any(word in name for word in ("score", "top1", "overlap", "end_rate"))
+        if ends_often and (not self.best or (value > self.best["value"] if higher else value < self.best["value"])):
+            self.best = {"step": self.done, "name": name, "value": value}
+            if self.done:
+                self.export(self.run.folder / "best")
 
     def log(self, line: dict) -> dict:
         if self.machine.is_main:
             self.run.log(line)
         return line
 
+    def note(self, text: str) -> dict:
+        return self.log({"kind": "note", "step": self.done, "note": text})
+
     # ---------------------------------------------------------------- keeping
 
     def checkpoint(self) -> None:
         if self.machine.is_main:
             weights = {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
-            state = {"tokens": self.tokens, "best": self.best, "threads": torch.get_num_threads(), "dtype": self.recipe.dtype}
+            state = {
+                "tokens": self.tokens,
+                "best": self.best,
+                "start": self.start,
+                "watch": vars(self.watch),
+                "threads": torch.get_num_threads(),
+                "dtype": self.recipe.dtype,
+                "world": self.machine.world,
+            }
             optimizer = optimizer_state(self.optimizer, self.parameters)
             self.run.save_checkpoint(self.done, weights, optimizer, state, self.recipe.keep_checkpoints)
         self.machine.wait()
@@ -293,46 +364,16 @@ class Trainer:
             for name, value in weights.items():
                 self.parameters[name].copy_(value)
         load_optimizer_state(self.optimizer, self.parameters, optimizer)
-        self.done, self.tokens, self.best = step, state["tokens"], state["best"]
+        self.done, self.tokens = step, state["tokens"]
+        self.best, self.start, self.watch = state["best"], state["start"], Watch(**state["watch"])
         if self.machine.is_main:
             self.run.forget_after(step)
+            if (state["threads"], state["world"]) != (torch.get_num_threads(), self.machine.world):
+                self.note("other threads or processes than before: losses go on equal to rounding, not bit for bit")
 
     def export(self, target: Path) -> None:
-        """The student as a Hugging Face folder."""
+        """The student as a Hugging Face folder; a LoRA student with its adapter merged, beside the adapter itself."""
         if self.machine.is_main:
             dtype = DTYPES[self.recipe.save_dtype or self.recipe.dtype]
-            write_whole(target, lambda part: models.save_model(self.model, self.recipe.student, part, dtype))
+            write_whole(target, lambda part: models.save_student(self.model, self.recipe, part, dtype))
         self.machine.wait()
-
-
-def sum_gradients(parameters: list[torch.nn.Parameter], bucket: int = 1 << 25) -> None:
-    """All processes' gradients summed in place, in buckets of `bucket` numbers."""
-    group: list[torch.Tensor] = []
-
-    def flush() -> None:
-        if group:
-            flat = torch.cat([gradient.flatten() for gradient in group])
-            dist.all_reduce(flat)
-            for gradient, part in zip(group, flat.split([g.numel() for g in group]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-            group.clear()
-
-    for parameter in parameters:
-        if group and (sum(g.numel() for g in group) > bucket or group[0].dtype != parameter.grad.dtype):
-            flush()
-        group.append(parameter.grad)
-    flush()
-
-
-def lengths_of(rows: list[TokenRow], held_out: list[TokenRow]) -> dict:
-    """A histogram of row lengths by powers of two, for the data report."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        upper = 1 << max(0, len(row.ids) - 1).bit_length()
-        counts[str(upper)] = counts.get(str(upper), 0) + 1
-    return {
-        "rows": len(rows),
-        "held_out": len(held_out),
-        "tokens": sum(len(row.ids) for row in rows),
-        "rows_up_to_length": dict(sorted(counts.items(), key=lambda item: int(item[0]))),
-    }

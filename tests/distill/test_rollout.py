@@ -77,6 +77,10 @@ def test_tokens_of_a_padded_head_are_never_drawn(model):
     assert max(map(max, draws)) < 300
 
 
-def test_batches_keep_to_the_budget_and_to_similar_prompts():
-    made = groups([10, 500, 480, 12, 11, 490], Sampling(32, ENDS, budget=1100))
-    assert made == [[1, 5], [2], [3, 4, 0]]
+def test_batches_keep_to_the_budget_of_the_cache():
+    assert groups([10, 500, 480, 12], Sampling(32, ENDS, budget=1100)) == [[1, 2], [3, 0]]
+
+
+def test_the_models_attention_is_put_back(model):
+    rollout(model, PROMPTS, range(5), Sampling(2, ENDS))
+    assert model.config._attn_implementation == "sdpa"
