@@ -17,6 +17,7 @@ from chat.engine import BadRequest, Message, ModelUnusable
 
 THINK, END_THINK = "<think>", "</think>"
 Kind = Literal["thinking", "answer"]
+NOT_SPACE = r"\x1c-\x1f"  # white space to Python, not to Unicode and so not to the tokenizer
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,17 @@ class Template:
         *before, last = messages
         if last.role != "user":
             raise BadRequest("There is nothing being typed: the last message is not the user's.")
-        pieces = self.pieces([*before, Message("user", settled(last.content))], thinking=thinking, generate=False)
-        while pieces and (pieces[-1].added or not pieces[-1].text.strip()):  # the end of the turn, after what is typed
-            pieces.pop()
-        return pieces
+        end = _unused_character(messages)  # behind what is typed, so that nothing of the template is taken for it
+        out = []
+        for piece in self.pieces([*before, Message("user", last.content + end)], thinking=thinking, generate=False):
+            text, typing, _ = piece.text.partition(end)
+            if not typing:
+                out.append(piece)
+                continue
+            if text := settled(text):
+                out.append(Piece(text, added=False))
+            break
+        return out
 
     def _render(self, messages: Sequence[Message], thinking: bool, generate: bool, normal: bool) -> Iterator[Piece]:
         from jinja2 import TemplateError
@@ -156,12 +164,14 @@ def settled(text: str) -> str:
     Qwen2's pre-tokenizer never looks across the start of a run of white space, except that punctuation takes the line
     breaks behind it. So the last word goes, the white space before it, and punctuation that a line break follows.
     """
-    text = re.sub(r"\s*\S*\Z", "", text) if not text[-1:].isspace() else text
-    kept = text.rstrip()
-    tail = text[len(kept) :]
-    if tail[:1] in ("\r", "\n"):
-        kept = re.sub(r" ?[^\s\w]*\Z", "", kept)
-    return kept
+    text = re.sub(rf"[\S{NOT_SPACE}]*\Z", "", text)
+    while True:
+        kept = re.sub(rf"[^\S{NOT_SPACE}]*\Z", "", text)
+        if text[len(kept) :][:1] not in ("\r", "\n"):
+            return kept
+        text = re.sub(r" ?(?:[^\s\w]|[_\x1c-\x1f])+\Z", "", kept)
+        if text == kept:
+            return kept
 
 
 class Characters:
@@ -210,9 +220,9 @@ class Thought:
     def end(self) -> list[tuple[Kind, str]]:
         """What was held back because it might have been half a tag."""
         rest, self._held = self._held, ""
-        if self._state == "gap" or not rest:
-            return []
-        return [("thinking", rest.rstrip("\n"))] if self._state == "thinking" else [("answer", rest)]
+        if self._state == "thinking":
+            rest = rest.rstrip("\n")
+        return [] if self._state == "gap" or not rest else [(self.kind, rest)]
 
     def _step(self, out: list[tuple[Kind, str]]) -> bool:
         """Take what can be decided now; True where the state changed and there may be more."""
