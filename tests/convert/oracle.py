@@ -60,3 +60,70 @@ def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
         tensor.name: (GGMLQuantizationType(tensor.tensor_type).name.lower(), tensor.data.tobytes())
         for tensor in GGUFReader(path).tensors
     }
+
+
+class Node(ctypes.Structure):
+    """struct ggml_tensor of this version; its size is compared with ggml's own below."""
+
+
+Node._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(Node) * 10),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+    ("extra", ctypes.c_void_p),
+    ("padding", ctypes.c_char * 8),
+]
+
+
+def mean_squares(model: Path, windows: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Per matrix of a layer: the mean square of each input column, watched in llama.cpp's graph as llama-imatrix does."""
+    library = C._lib
+    library.ggml_tensor_overhead.restype = ctypes.c_size_t
+    assert ctypes.sizeof(Node) == library.ggml_tensor_overhead() - 32
+    library.ggml_op_name.restype, library.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+    library.ggml_backend_tensor_get.argtypes = [ctypes.POINTER(Node), ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+
+    def watch(node, ask, data):
+        node = ctypes.cast(node, ctypes.POINTER(Node)).contents
+        wanted = library.ggml_op_name(node.op) == b"MUL_MAT" and node.src[0].contents.name.startswith(b"blk.")
+        if ask or not wanted:
+            return bool(wanted)
+        inputs = node.src[1].contents
+        values = np.empty((inputs.ne[1], inputs.ne[0]), np.float32)
+        library.ggml_backend_tensor_get(node.src[1], values.ctypes.data, 0, values.nbytes)
+        name = node.src[0].contents.name.decode()
+        sums[name] = sums.get(name, 0) + np.square(values.astype(np.float64)).sum(0)
+        counts[name] = counts.get(name, 0) + len(values)
+        return True
+
+    callback = C.ggml_backend_sched_eval_callback(watch)
+    size = len(windows[0])
+    with log():
+        loaded = C.llama_model_load_from_file(str(model).encode(), C.llama_model_default_params())
+        options = C.llama_context_default_params()
+        options.n_ctx = options.n_batch = options.n_ubatch = size
+        options.cb_eval = callback
+        context = C.llama_init_from_model(loaded, options)
+        for window in windows:
+            C.llama_memory_clear(C.llama_get_memory(context), True)
+            batch = C.llama_batch_init(size, 0, 1)
+            batch.n_tokens = size
+            for i, token in enumerate(window):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = int(token), i, 1, True
+                batch.seq_id[i][0] = 0
+            assert C.llama_decode(context, batch) == 0
+            C.llama_batch_free(batch)
+        C.llama_free(context)
+        C.llama_model_free(loaded)
+    return {name: total / counts[name] for name, total in sums.items()}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -43,10 +42,17 @@ def begun(journal):
 
 def test_twenty_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file(source, wanted, tmp_path):
     out = tmp_path / "out.gguf"
+    moments, kills = random.Random(1), 0
+    code = (  # slow down, so that a kill falls into the writing and not before or after it
+        "import sys, time; from convert import partial; write = partial.Partial.write\n"
+        "def slow(self, data): write(self, data); time.sleep(0.02)\n"
+        "partial.Partial.write = slow\n"
+        "from convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [
         sys.executable,
-        "-m",
-        "convert",
+        "-c",
+        code,
         str(source),
         str(out),
         "--quant",
@@ -55,15 +61,8 @@ def test_twenty_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file
         "none",
         "--threads",
         "1",
+        "--quiet",
     ]
-    moments, kills = random.Random(1), 0
-    code = (  # slow down, so that a kill falls into the writing and not before or after it
-        "import sys, time; from convert import partial; write = partial.Partial.write\n"
-        "def slow(self, data): write(self, data); time.sleep(0.02)\n"
-        "partial.Partial.write = slow\n"
-        "from convert.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *command[3:], "--quiet"]
     for _ in range(20):
         before = begun(journal_path(out))
         process = subprocess.Popen(command)
@@ -134,7 +133,7 @@ def test_an_exception_from_the_progress_function_cancels(source, tmp_path):
         convert(source, out, quant=("Q4_K_M",), verify="none", progress=stop)
     assert not out.exists()
     discard(out)
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_conversions_to_one_file_do_not_mix(source, tmp_path):

@@ -10,12 +10,12 @@ from tests.tiny import write_checkpoint
 
 # wide: rows for every K-quant; narrow: the fallback types; odd: not even 32 divides some rows, so F16
 SHAPES = {
-    "wide": dict(hidden=256, intermediate=512, layers=4, heads=8, kv_heads=2, head_dim=32),
-    "deep": dict(hidden=64, intermediate=256, layers=17, heads=4, kv_heads=2, head_dim=64),
-    "bundled": dict(hidden=192, intermediate=512, layers=3, heads=6, kv_heads=2, head_dim=32, vocabulary=400),
-    "narrow": dict(),
-    "odd": dict(hidden=48, intermediate=80, heads=4, kv_heads=2, head_dim=16),
-    "untied": dict(hidden=256, intermediate=256, layers=9, heads=8, kv_heads=4, head_dim=32, tied=False),
+    "wide": {"hidden": 256, "intermediate": 512, "layers": 4, "heads": 8, "kv_heads": 2, "head_dim": 32},
+    "deep": {"hidden": 64, "intermediate": 256, "layers": 17, "heads": 4, "kv_heads": 2, "head_dim": 64},
+    "bundled": {"hidden": 192, "intermediate": 512, "layers": 3, "heads": 6, "kv_heads": 2, "head_dim": 32, "vocabulary": 400},
+    "narrow": {},
+    "odd": {"hidden": 48, "intermediate": 80, "heads": 4, "kv_heads": 2, "head_dim": 16},
+    "untied": {"hidden": 256, "intermediate": 256, "layers": 9, "heads": 8, "kv_heads": 4, "head_dim": 32, "tied": False},
 }
 QUANTIZED = [name for name in MIXTURES if name not in ("F32", "BF16")]
 

@@ -218,7 +218,7 @@ def test_an_existing_file_is_not_overwritten_without_force(source, tmp_path):
 
 
 def test_several_types_need_several_names(source, tmp_path):
-    with pytest.raises(ConvertError, match="{quant}"):
+    with pytest.raises(ConvertError, match=r"\{quant\}"):
         convert(source, tmp_path / "out.gguf", quant=("Q8_0", "BF16"), verify="none")
 
 
