@@ -14,9 +14,9 @@ import numpy as np
 
 from distill.recipe import Recipe
 from distill.rows import BadRow, Report, Row
-from distill.windows import uniform
+from distill.windows import digest, uniform
 
-VERSION = 3  # of what this file makes: part of the cache key
+VERSION = 4  # of what this file makes: part of the cache key
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,9 @@ def tokenize(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recipe
         needs_answer, needs_room = False, recipe.new_tokens
     made: list[TokenRow] = []
     texts: list[tuple[Row, list[int]]] = []
+    asked: dict[bytes, int] = {}
     for row in rows:
         held_out = not recipe.eval_data and uniform(recipe.seed, "split", row.prompt_key) < recipe.holdout
-        key = int(row.key, 16)
         try:
             if row.text:
                 if needs_room:
@@ -183,7 +183,7 @@ def tokenize(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recipe
                 continue
             if needs_answer and not row.answered:
                 raise BadRow("no answer, which this mode needs")
-            for number, group in enumerate(chains(render_turns(row, render, recipe))):
+            for group in chains(render_turns(row, render, recipe)):
                 ids, trained, prompt = mark(group, encode, ends)
                 if prompt + needs_room > recipe.max_tokens:
                     raise BadRow(f"prompt longer than max_tokens ({recipe.max_tokens}) leaves room for")
@@ -191,7 +191,10 @@ def tokenize(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recipe
                     if needs_answer:
                         raise BadRow(f"longer than max_tokens ({recipe.max_tokens})")
                     ids, trained = ids[:prompt], trained[:prompt]
-                made.append(TokenRow(ids, trained, prompt, held_out, (key + number) & (2**63 - 1), row.place))
+                # the key names the noise of sampling: of the prompt, so that samples do not depend on the data's answers
+                before = ids[:prompt].tobytes()
+                asked[before] = asked.get(before, 0) + 1
+                made.append(TokenRow(ids, trained, prompt, held_out, digest(before.hex(), asked[before]), row.place))
         except BadRow as exc:
             report.refuse(row.place, str(exc))
         except TemplateError as exc:
@@ -222,10 +225,9 @@ def pack(texts: Sequence[tuple[Row, list[int]]], end: int, recipe: Recipe) -> li
 
 def cache_key(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recipe) -> str:
     """A hash of everything that decides the token rows."""
-    digest = hashlib.blake2b(digest_size=12)
+    found = hashlib.blake2b(digest_size=12)
     for row in rows:
-        digest.update(row.key.encode())
-        digest.update(str(row.answered).encode())
+        found.update(f"{row.key}{row.answered}".encode())
     settings = {
         name: getattr(recipe, name)
         for name in (
@@ -242,13 +244,16 @@ def cache_key(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recip
         )
     }
     parts = [VERSION, settings, bool(recipe.eval_data), list(ends), tokenizer.chat_template, tokenizer_hash(tokenizer)]
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()
+    found.update(json.dumps(parts, sort_keys=True).encode())
+    return found.hexdigest()
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Of a tokenizer's content, not its name: two folders with the same tokenizer are equal."""
-    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=12).hexdigest()
+    """Of what a tokenizer does, not of its name or of how its file is written: two folders with the same one are equal."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name in ("version", "truncation", "padding", "post_processor"):
+        content.pop(name, None)
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def read_tokens(rows: Sequence[Row], tokenizer, ends: Sequence[int], recipe: Recipe, report: Report, cache: Path) -> TokenRows:

@@ -1,0 +1,176 @@
+"""GKD's loss is what the paper says, whatever the data's answers, the micro-batches or the number of processes.
+
+Run: pytest tests/distill/test_gkd.py
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import models
+from distill.windows import is_on_policy
+from tests.distill.tiny_models import conversation, write_rows
+
+
+def first_step(trainer) -> tuple[float, float]:
+    line, _ = trainer.step()
+    return line["loss"], line["grad_norm"]
+
+
+def losses(trainer) -> list[float]:
+    return [line["loss"] for line in trainer.train() if line["kind"] == "step"]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_on_policy_loss_does_not_depend_on_the_answers_in_the_data(trainer, tmp_path, beta):
+    seen = []
+    for length in (2, 40, 90):
+        data = write_rows(tmp_path / f"{length}.jsonl", [conversation(f"say {n}", "b" * length) for n in range(24)])
+        made = trainer(mode="on-policy", beta=beta, data=str(data))
+        made.lengths = [row.prompt for row in made.data.training]
+        seen.append(first_step(made))
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+    assert seen[0] == pytest.approx(seen[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["on-policy", "kd", "sft", "seqkd"])
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_loss_and_gradient_do_not_depend_on_micro_batches(trainer, mode, norm):
+    whole = first_step(trainer(mode=mode, loss_norm=norm, micro_tokens=4096))
+    alone = first_step(trainer(mode=mode, loss_norm=norm, micro_tokens=1))
+    assert whole == pytest.approx(alone, rel=2e-5)
+
+
+def test_the_kd_loss_equals_trl_on_the_same_rows(trainer):
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    from trl.experimental.gkd import GKDTrainer
+
+    made = trainer(mode="kd", beta=0.3, window=24)
+    loss, _ = first_step(made)
+    made = trainer(mode="kd", beta=0.3, window=24)
+    rows = made.data.training
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids.tolist() + [0] * (longest - len(row.ids)) for row in rows])
+    labels = torch.full_like(ids, -100)
+    for index, row in enumerate(rows):
+        labels[index, : len(row.ids)][torch.from_numpy(row.trained)] = 0
+    with torch.no_grad():
+        student, teacher = made.model(ids).logits, made.teacher.model(ids).logits
+    width = made.vocabulary
+    expected = GKDTrainer.generalized_jsd_loss(
+        student[:, :-1, :width], teacher[:, :-1, :width], labels=labels[:, 1:], beta=0.3
+    )
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_coin_follows_lmbda_and_is_a_function_of_the_window():
+    coins = [is_on_policy(3, window, 0.25) for window in range(4000)]
+    assert 0.22 < sum(coins) / 4000 < 0.28
+    assert coins == [is_on_policy(3, window, 0.25) for window in range(4000)]
+    assert all(is_on_policy(3, window, 1.0) for window in range(1000))
+    assert not any(is_on_policy(3, window, 0.0) for window in range(1000))
+
+
+def test_lmbda_may_move_over_the_run(trainer):
+    made = trainer(mode="gkd", lmbda=0.0, lmbda_end=1.0, steps=5)
+    assert [made.share(step) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_window_is_generated_once_whatever_the_micro_batches(trainer):
+    made = trainer(mode="on-policy", micro_tokens=1)
+    line, _ = made.step()
+    assert line["passes"] <= 12
+
+
+def test_phase_swap_changes_nothing(trainer):
+    assert losses(trainer(mode="gkd", phase_swap=True)) == losses(trainer(mode="gkd"))
+
+
+def test_seqkd_learns_the_teachers_words(trainer):
+    made = trainer(mode="seqkd", steps=1)
+    made.step()
+    row = made.data.training[0]
+    made.given([row])
+    text = made.texts[row.key]
+    assert text == made.teacher.answer([row.ids[: row.prompt].tolist()], [row.key], made.sampling(0, "teacher"))[0]
+    assert len(text) > 1
+
+
+def test_training_brings_the_student_to_the_teacher(trainer):
+    for mode in ("kd", "on-policy"):
+        found = losses(trainer(mode=mode, beta=0.0, steps=40, lr=3e-3))
+        assert found[-1] < 0.6 * found[0]
+
+
+def test_the_base_without_adapter_is_the_teacher(trainer):
+    made = trainer(mode="on-policy", teacher="adapter-off", lora_rank=4, beta=0.0)
+    loss, _ = first_step(made)
+    assert abs(loss) < 1e-6  # a fresh adapter changes nothing
+    with torch.no_grad():
+        for name, parameter in made.parameters.items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    loss, norm = first_step(made)
+    assert loss > 1e-3
+    assert norm > 0
+
+
+def test_a_merged_export_answers_like_the_model_with_its_adapter(trainer, tmp_path):
+    made = trainer(mode="on-policy", teacher="adapter-off", lora_rank=4)
+    with torch.no_grad():
+        for name, parameter in made.parameters.items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    made.export(tmp_path / "out")
+    ids = torch.tensor([[5, 9, 30, 31]])
+    loaded = models.load_model(str(tmp_path / "out"), "student", torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, made.model.eval()(ids).logits, atol=1e-4)
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (Path(made.recipe.student) / name).read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_processes(count: int, arguments: list[str]) -> None:
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "distill", *arguments],
+            env=os.environ
+            | {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(count)
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0] * count
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path, student, teacher, rows):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"mode: gkd\nstudent: {student.as_posix()}\nteacher: {teacher.as_posix()}\ndata: {rows.as_posix()}\n"
+        "window: 5\nsteps: 6\nholdout: 0\nnew_tokens: 10\nthreads: 1\nlr: 1e-3\nmicro_tokens: 64\nwarm_start: 'off'\ndevice: cpu\n",
+        encoding="utf-8",
+    )
+    found = {}
+    for count in (1, 2):
+        run = tmp_path / f"run{count}"
+        in_processes(count, ["train", str(recipe), f"run={run.as_posix()}"])
+        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        found[count] = [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "step"]
+    assert len(found[1]) == 6
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
