@@ -113,7 +113,7 @@ def mean_squares(model: Path, windows: list[np.ndarray]) -> dict[str, np.ndarray
         loaded = C.llama_model_load_from_file(str(model).encode(), C.llama_model_default_params())
         options = C.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = size
-        options.cb_eval = callback
+        options.cb_eval, options.type_k, options.type_v, options.flash_attn_type = callback, 0, 0, 0  # float32, no flash
         context = C.llama_init_from_model(loaded, options)
         for window in windows:
             C.llama_memory_clear(C.llama_get_memory(context), True)

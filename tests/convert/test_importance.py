@@ -28,7 +28,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(source):
     path = source.parent / "mine.txt"
-    path.write_text("\n\n".join(f"Paragraph {i}: the quick brown fox, 你好 and so on." for i in range(120)))
+    path.write_text("\n\n".join(f"Paragraph {i}: the quick brown fox, 你好 and so on." for i in range(40)))
     return path
 
 
