@@ -162,7 +162,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path, student, teacher, rows):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"mode: gkd\nstudent: {student.as_posix()}\nteacher: {teacher.as_posix()}\ndata: {rows.as_posix()}\n"
-        "window: 5\nsteps: 6\nholdout: 0\nnew_tokens: 10\nthreads: 1\nlr: 1e-3\nmicro_tokens: 64\nwarm_start: 'off'\ndevice: cpu\n",
+        "window: 5\nsteps: 6\nholdout: 0\nnew_tokens: 10\nthreads: 1\nlr: 1e-3\nmicro_tokens: 64\n"
+        "warm_start: 'off'\ndevice: cpu\n",
         encoding="utf-8",
     )
     found = {}

@@ -1,0 +1,212 @@
+"""Every shape of data is understood, and every bad row is named with its place and reason.
+
+Run: pytest tests/distill/test_rows.py
+"""
+
+import json
+
+import pytest
+
+from distill.errors import DistillError
+from distill.recipe import Recipe
+from distill.rows import Report, read_rows
+from distill.tokens import end_tokens, tokenize
+from tests.distill.tiny_models import conversation, write_rows
+
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def read(path, *contents: bytes):
+    path.write_bytes(b"\n".join(contents))
+    report = Report()
+    return read_rows([str(path)], report), report
+
+
+def one(tmp_path, row) -> str:
+    """The reason why a row is refused."""
+    rows, report = read(tmp_path / "a.jsonl", json.dumps(row).encode())
+    assert not rows
+    assert report.places[next(iter(report.reasons))] == ["a.jsonl:1"]
+    return next(iter(report.reasons))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": None}, "no messages"),
+        ({"messages": []}, "no messages"),
+        ({"other": 1}, "none of messages"),
+        ({"messages": [Q]}, "last message is no answer"),
+        ({"messages": [Q, A, Q]}, "last message is no answer"),
+        ({"messages": [Q, {"role": "assistant"}]}, "content is missing"),
+        ({"messages": [Q, {"role": "assistant", "content": None}]}, "content is missing"),
+        ({"messages": [Q, {"role": "assistant", "content": " \n"}]}, "content is empty"),
+        ({"messages": [Q, {"role": "assistant", "content": 7}]}, "content is no text"),
+        ({"messages": [Q, {"role": "bot", "content": "a"}]}, "role 'bot'"),
+        ({"messages": [Q, Q, A]}, "do not take turns"),
+        ({"messages": [A]}, "do not take turns"),
+        ({"messages": [Q, A, {"role": "system", "content": "s"}]}, "a system message that is not the first"),
+        ({"messages": ["hello"]}, "a message is no object"),
+        ({"prompt": "", "completion": "a"}, "content is empty"),
+        ({"prompt": "q", "completion": ""}, "content is empty"),
+        ({"instruction": "q", "output": None, "input": ""}, None),
+        ({"text": ""}, "content is empty"),
+        ({"messages": [Q, {"role": "assistant", "content": "\ud800"}]}, "not UTF-8"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_reason(tmp_path, row, reason):
+    if reason is None:  # an Alpaca row without output is a prompt alone
+        rows, _ = read(tmp_path / "a.jsonl", json.dumps(row).encode())
+        assert not rows[0].answered
+    else:
+        assert reason in one(tmp_path, row)
+
+
+def test_broken_lines_do_not_stop_the_good_ones(tmp_path):
+    good = json.dumps(conversation("q", "a")).encode()
+    rows, report = read(tmp_path / "a.jsonl", good, b"{", b'{"text": "\xff"}', b"[1]", b"", json.dumps({"text": "t"}).encode())
+    assert [row.place for row in rows] == ["a.jsonl:1", "a.jsonl:6"]
+    assert dict(report.places) == {
+        "not JSON": ["a.jsonl:2"],
+        "not UTF-8": ["a.jsonl:3"],
+        "not a JSON object": ["a.jsonl:4"],
+    }
+    assert "2 of 5 rows kept" in report.sentence()
+
+
+def test_repeats_and_reused_ids_are_refused(tmp_path):
+    row = conversation("q", "a")
+    rows, report = read(
+        tmp_path / "a.jsonl",
+        *(json.dumps(r).encode() for r in (row | {"id": 1}, row, conversation("q", "b") | {"id": 1}, conversation("r", "c"))),
+    )
+    assert len(rows) == 2
+    assert set(report.reasons) == {"a repeat of an earlier row", "an id used by an earlier, different row"}
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file_is_a_sentence(tmp_path, content):
+    with pytest.raises(DistillError, match="holds no rows"):
+        read(tmp_path / "a.jsonl", content)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path):
+    with pytest.raises(DistillError, match="no data file"):
+        read_rows([str(tmp_path / "gone.jsonl")], Report())
+
+
+SHAPES = [
+    {"messages": [Q, A]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    {"instruction": "q", "input": "", "output": "a"},
+    {"prompt": "q", "completion": "a"},
+    {"prompt": [Q], "completion": [A]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, A]},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: next(iter(shape)))
+def test_all_shapes_mean_the_same_conversation(tmp_path, shape):
+    rows, _ = read(tmp_path / "a.jsonl", json.dumps(shape).encode())
+    assert [dict(message) for message in rows[0].messages] == [Q, A]
+
+
+def test_parquet_csv_and_json_are_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": [Q, A]}]), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text('prompt,completion\n"q, r",a\n', encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "z"}]), encoding="utf-8")
+    rows = read_rows([str(tmp_path / f"a.{end}") for end in ("parquet", "csv", "json")], Report())
+    assert [row.messages[0]["content"] for row in rows] == ["q", "q, r", "z"]
+    assert [row.answered for row in rows] == [True, True, False]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@pytest.fixture(scope="session")
+def tokenizer(student):
+    from distill.models import load_tokenizer
+
+    return load_tokenizer(str(student))
+
+
+def tokens(tmp_path, tokenizer, rows, **recipe):
+    report = Report()
+    read = read_rows([str(write_rows(tmp_path / "t.jsonl", rows))], report)
+    settings = Recipe.of({"mode": "sft", "holdout": 0.0} | recipe)
+    return tokenize(read, tokenizer, end_tokens(tokenizer), settings, report), report
+
+
+def trained_text(found, index, tokenizer) -> str:
+    row = found[index]
+    return tokenizer.decode(row.ids[row.trained])
+
+
+def test_only_answers_are_trained_up_to_their_end_token(tmp_path, tokenizer):
+    found, _ = tokens(tmp_path, tokenizer, [conversation("hello", "Paris", "and?", "dog")], thinking="off")
+    assert [trained_text(found, i, tokenizer) for i in range(len(found))] == ["Paris<|im_end|>", "dog<|im_end|>"]
+
+
+def test_a_template_that_only_appends_gives_one_row_with_all_answers(tmp_path, tokenizer):
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    found, _ = tokens(tmp_path, plain, [conversation("hello", "Paris", "and?", "dog")])
+    assert len(found) == 1
+    assert trained_text(found, 0, plain) == "Paris<|im_end|>dog<|im_end|>"
+    last, _ = tokens(tmp_path, plain, [conversation("hello", "Paris", "and?", "dog")], train_on="last")
+    assert trained_text(last, 0, plain) == "dog<|im_end|>"
+    thought = conversation("hello", "Paris")
+    thought["messages"][1]["reasoning_content"] = "the capital"
+    found, _ = tokens(tmp_path, plain, [thought])  # a template that knows no thoughts gets them as text
+    assert trained_text(found, 0, plain) == "<think>\nthe capital\n</think>\n\nParis<|im_end|>"
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_thoughts_are_trained(tmp_path, tokenizer, inline):
+    row = conversation("hello", "Paris")
+    if inline:
+        row["messages"][1]["content"] = "<think>\nthe capital\n</think>\n\nParis"
+    else:
+        row["messages"][1]["reasoning_content"] = "the capital"
+    found, _ = tokens(tmp_path, tokenizer, [row])
+    assert trained_text(found, 0, tokenizer) == "<think>\nthe capital\n</think>\n\nParis<|im_end|>"
+
+
+def test_long_rows_are_counted_while_reading_and_on_policy_needs_no_answer(tmp_path, tokenizer):
+    rows = [conversation("q", "a" * 300), conversation("q " * 300, "a"), conversation("q", "a")]
+    found, report = tokens(tmp_path, tokenizer, rows, max_tokens=64)
+    assert len(found) == 1
+    assert sum(report.reasons.values()) == 2
+    found, report = tokens(tmp_path, tokenizer, [*rows, {"prompt": "alone"}], mode="on-policy", max_tokens=64, new_tokens=16)
+    assert len(found) == 3  # the long answer is not needed, the long prompt is dropped
+    assert sum(report.reasons.values()) == 1
+    assert all(len(found[i].ids) <= 64 for i in range(3))
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused_row_by_row(tmp_path, tokenizer):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    found, report = tokens(tmp_path, odd, [conversation("q", "a")])
+    assert not len(found)
+    assert "no beginning" in next(iter(report.reasons))
+
+
+def test_one_question_never_stands_on_both_sides_of_the_split(tmp_path, tokenizer):
+    rows = [conversation(f"question {n % 40}", f"answer {n}") for n in range(200)]
+    found, _ = tokens(tmp_path, tokenizer, rows, holdout=0.3)
+    sides: dict[bytes, set] = {}
+    for i in range(len(found)):
+        sides.setdefault(found[i].ids[: found[i].prompt].tobytes(), set()).add(found[i].held_out)
+    assert len(sides) == 40
+    assert all(len(side) == 1 for side in sides.values())
+    assert 4 <= sum(True in side for side in sides.values()) <= 22

@@ -1,0 +1,228 @@
+"""What goes wrong ends in a sentence, with weights and files untouched; what is killed goes on.
+
+Run: pytest tests/distill/test_safety.py
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import DistillError
+from distill.watch import SPAN, Watch, look
+from tests.distill.tiny_models import conversation, write_model, write_rows
+
+
+def weights(trainer) -> dict:
+    return {name: value.detach().clone() for name, value in trainer.parameters.items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines(keepends=True) if text.endswith("\n")]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+
+
+@pytest.mark.parametrize("where", ["teacher", "student", "gradient"])
+def test_a_nan_stops_before_the_weights_change_and_keeps_the_batch(trainer, where):
+    made = trainer(mode="kd")
+    made.step()
+    before, moments = weights(made), [state["exp_avg"].clone() for state in made.optimizer.state.values()]
+    if where == "teacher":
+        with torch.no_grad():
+            made.teacher.model.model.norm.weight[0] = float("nan")
+    elif where == "student":
+        with torch.no_grad():
+            made.model.model.norm.weight[0] = float("inf")
+        before = weights(made)
+    else:
+        next(iter(made.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DistillError, match="weights are untouched"):
+        made.step()
+    assert same(before, weights(made))
+    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, made.optimizer.state.values(), strict=True))
+    assert (made.run.folder / "bad-batch-2" / "texts.json").exists()
+    assert all(parameter.grad is None for parameter in made.parameters.values())
+
+
+def other(folder: Path, source: Path, **changes) -> Path:
+    """A copy of a model folder with changed files: name -> function of its JSON, or text."""
+    shutil.copytree(source, folder)
+    for name, change in changes.items():
+        path = folder / name.replace("__", ".")
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return folder
+
+
+def test_different_tokenizers_are_refused_with_both_sizes(trainer, tmp_path):
+    teacher = write_model(tmp_path / "other", vocabulary=380)
+    with pytest.raises(DistillError, match=r"different tokenizers \(400 and 380 tokens"):
+        trainer(mode="kd", teacher=str(teacher))
+
+
+def test_different_end_tokens_are_refused_with_both_values(trainer, tmp_path, teacher):
+    odd = other(tmp_path / "odd", teacher, generation_config__json=lambda text: text.replace('"eos_token_id"', '"ignored"'))
+    with pytest.raises(DistillError, match=r"end tokens.*<\|endoftext\|>"):
+        trainer(mode="kd", teacher=str(odd))
+    trainer(mode="kd", teacher=str(odd), accept=["end tokens"])
+
+
+def test_different_templates_are_refused_with_both(trainer, tmp_path, teacher):
+    odd = other(tmp_path / "odd", teacher, chat_template__jinja=lambda text: text + "X")
+    with pytest.raises(DistillError, match="chat template"):
+        trainer(mode="kd", teacher=str(odd))
+
+
+def notes(trainer) -> str:
+    return " ".join(line["note"] for line in trainer.train() if line["kind"] == "note")
+
+
+def test_identical_student_and_teacher_are_pointed_out(trainer, student):
+    assert "identical weights" in notes(trainer(mode="kd", teacher=str(student), steps=1))
+
+
+def test_a_student_too_weak_to_start_is_pointed_out_or_refused(trainer):
+    settings = {"mode": "on-policy", "steps": 1, "holdout": 0.3, "new_tokens": 4}
+    assert "consider mode: sft" in notes(trainer(**settings, warm_start="warn"))
+    with pytest.raises(DistillError, match="not ready"):
+        list(trainer(**settings, warm_start="fail").train())
+
+
+def test_a_teacher_no_better_than_the_student_is_pointed_out(trainer):
+    made = trainer(mode="kd", steps=1, holdout=0.3, new_tokens=4, warm_start="warn", task="exact")
+    assert "not above" in notes(made)
+
+
+def test_collapse_warns_once_per_kind():
+    watch = Watch()
+    good, bad = look([[1, 2, 3, 4, 9]] * 4, [9]), look([[5] * 40] * 4, [9])
+    assert [watch.add(good) for _ in range(SPAN)] == [""] * SPAN
+    said = [watch.add(bad) for _ in range(2 * SPAN)]
+    assert "cut off" in " ".join(said)
+    assert "grew from 5" in " ".join(said)
+    assert "4-grams are repeats" in " ".join(said)
+    assert sum("cut off" in text for text in said) == 1
+
+
+def test_a_collapse_can_pause_the_run_with_a_checkpoint(trainer):
+    made = trainer(mode="on-policy", steps=20, watch="pause", new_tokens=3)
+    assert "watch: pause" in notes(made)
+    assert made.run.steps() == [made.done]
+    assert made.done < 20
+
+
+def test_no_usable_row_is_a_sentence_with_the_reasons(trainer, tmp_path):
+    data = write_rows(tmp_path / "bad.jsonl", [{"messages": []}, {"prompt": "q"}])
+    with pytest.raises(DistillError, match=r"No row is left.*no messages.*no answer"):
+        trainer(mode="kd", data=str(data))
+
+
+def test_bad_rows_fail_when_asked(trainer, tmp_path):
+    data = write_rows(tmp_path / "bad.jsonl", [conversation("q", "a"), {"messages": []}])
+    assert len(trainer(mode="kd", data=str(data)).data.training) == 1
+    with pytest.raises(DistillError, match=r"bad_rows is fail.*bad.jsonl:2"):
+        trainer(mode="kd", data=str(data), bad_rows="fail")
+
+
+def test_pickled_weights_are_never_read(trainer, tmp_path, student):
+    folder = tmp_path / "pickled"
+    shutil.copytree(student, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(DistillError, match="cannot be loaded"):
+        trainer(mode="sft", student=str(folder))
+
+
+# ---------------------------------------------------------------- stops
+
+
+def start(recipe: Path, *overrides: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", "train", str(recipe), *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path, student, teacher, rows):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"mode: gkd\nstudent: {student.as_posix()}\nteacher: {teacher.as_posix()}\ndata: {rows.as_posix()}\n"
+        f"run: {(tmp_path / 'run').as_posix()}\nwindow: 4\nsteps: 12\nlr: 1e-3\nholdout: 0.2\neval_every: 5\nthreads: 1\n"
+        "checkpoint_every: 2\nnew_tokens: 8\nwarm_start: 'off'\nwatch: 'off'\ndevice: cpu\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_resumes_bitwise(recipe, tmp_path):
+    """Killed in a child, at several steps; every resume starts from a whole checkpoint and repeats the same losses."""
+    from distill.__main__ import main
+
+    torch.set_num_threads(1)
+    assert main(["train", str(recipe), f"run={(tmp_path / 'whole').as_posix()}"]) == 0
+    whole = losses(tmp_path / "whole")
+    run = tmp_path / "run"
+    process = start(recipe)
+    for stop in (3, 7):
+        wait_for(lambda stop=stop: (run / "log.jsonl").exists() and stop in losses(run), process)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distill", "resume", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert losses(run) == whole
+    final = "final/model.safetensors"
+    assert (run / final).read_bytes() == (tmp_path / "whole" / final).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+def test_sigterm_leaves_a_checkpoint_of_the_last_step(recipe, tmp_path):
+    run = tmp_path / "run"
+    process = start(recipe, "steps=100000", "checkpoint_every=100000", "eval_every=0")
+    wait_for(lambda: (run / "log.jsonl").exists() and 2 in losses(run), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    last = max(losses(run))
+    assert (run / "checkpoints" / f"step-{last:08d}" / "weights.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on file sizes")
+def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(recipe, tmp_path):
+    import resource
+
+    def limit() -> None:  # a file may not grow beyond 100 kB: the log can, the weights cannot
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start(recipe, preexec_fn=limit)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "The disk is full" in errors
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
