@@ -26,7 +26,7 @@ SHARES = {
     "story": 2.4,
     "joke": 2.4,
 }
-CHAINED = 0.25  # of the dialogues go on with another one
+CHAINED = 0.18  # of the dialogues go on with another one
 LONGEST = 5  # turns
 THINKING = {"sums": 0.6}  # share of dialogues with thoughts; of the others:
 THINKING_ELSE = 0.2

@@ -35,13 +35,17 @@ def typo(word: str, rng: random.Random) -> str:
 
 def as_typed(text: str, rng: random.Random, *, keep: frozenset[str] = frozenset()) -> str:
     """The question as somebody might type it. Words in `keep` (names, numbers, commands) stay as they are."""
+
+    def kept(word: str) -> bool:
+        return word in keep or word.strip(".,!?") in keep
+
     if rng.random() < 0.08 and len(text) < 80:
         text = rng.choice(OPENINGS) + text
     if rng.random() < 0.08 and not text.endswith((".", "!")):
         text = text.removesuffix("?") + rng.choice(CLOSINGS) + ("?" if text.endswith("?") else "")
     if rng.random() < 0.14:
         words = text.split(" ")
-        able = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha() and word not in keep]
+        able = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha() and not kept(word)]
         if able:
             i = rng.choice(able)
             words[i] = typo(words[i], rng)
@@ -50,7 +54,7 @@ def as_typed(text: str, rng: random.Random, *, keep: frozenset[str] = frozenset(
     if style < 0.5:
         text = text[:1].upper() + text[1:]
     elif style < 0.53:
-        text = " ".join(word if word in keep else word.upper() for word in text.split(" "))
+        text = " ".join(word if kept(word) else word.upper() for word in text.split(" "))
     if not text.endswith(("?", ".", "!", ":)")) and rng.random() < 0.2:
         text += rng.choice((".", "!", "...", " ?"))
     elif text.endswith("?") and rng.random() < 0.35:
