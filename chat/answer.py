@@ -4,12 +4,13 @@ It ends with the model, with `stop()`, or with the program; never with a browser
 """
 
 import re
+import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from chat.engine import ChatError, Chunk, Engine, Message, Sampling, Stats
@@ -131,6 +132,8 @@ class Answer:
             return "stopped"
         self.engine = engine
         prompt, sampling = self._prompt(engine), self._sampling(engine)
+        if sampling.seed is None:  # drawn here, so that it is known of a stopped answer too
+            sampling = replace(sampling, seed=secrets.randbits(32))
         self.note = prompt.note
         self.phase = "reading"
         self.seq += 1
@@ -142,8 +145,24 @@ class Answer:
                     return {"stop": "whole", "length": "length"}.get(chunk.finish, "stopped")
                 if self._stop.is_set():
                     break
-        self._receipt = receipt(engine, sampling, Chunk(finish="cancelled"), prompt)
+        self._receipt = receipt(engine, sampling, Chunk(finish="cancelled", stats=self._so_far(sampling)), prompt)
         return "stopped"
+
+    def _so_far(self, sampling: Sampling) -> Stats | None:
+        """Our own figures of an answer that was stopped."""
+        if not self.progress:
+            return None
+        read = self.progress[0] - self._reading_from
+        reading_s = (self.first_token_at or time.monotonic()) - self.reading_since
+        return Stats(
+            prompt=self.progress[0],
+            reused=self._reading_from,
+            completion=self.tokens,
+            first_token_s=self.first_token_at - self.begun if self.first_token_at else 0.0,
+            read_tps=read / reading_s if reading_s > 0 else 0.0,
+            write_tps=self.tokens_per_second,
+            seed=sampling.seed or 0,
+        )
 
     def _wait_for_engine(self) -> Engine | None:
         while not self._stop.is_set():
@@ -192,7 +211,7 @@ def receipt(engine: Engine, sampling: Sampling, last: Chunk, prompt: Prompt) -> 
         "context": engine.context_size,
         "sampling": {name: value for name, value in asdict(sampling).items() if name != "seed"},
         "order": "repetition penalty, temperature, top-k, top-p, min-p",
-        "seed": last.stats.seed if last.stats else sampling.seed,
+        "seed": sampling.seed,
         "finish": last.finish,
         "dropped": prompt.dropped,
         "prompt_messages": len(prompt.messages),

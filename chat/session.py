@@ -50,7 +50,7 @@ class Chats:
         self._answers: dict[str, Answer] = {}
         self._changes: dict[str, int] = {}
         self._lock = threading.RLock()
-        self._closed = False
+        self.closed = False
 
     def of(self, owner: str) -> "Session":
         return Session(self, owner)
@@ -61,7 +61,7 @@ class Chats:
     def close(self) -> None:
         """Stop every answer, keep what it has, close the store. Takes seconds at most. Idempotent."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             answers = list(self._answers.values())
         for answer in answers:
             answer.stop()
@@ -88,7 +88,7 @@ class Chats:
     def begin(self, name: str, make: Callable[[], Answer]) -> Answer:
         """Start what `make` stores and returns, unless the conversation is already being answered."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise BadRequest("The program is closing: start it again, nothing is lost.")
             if name in self._answers:
                 raise BadRequest("An answer is still being written here: wait for it, or stop it first.")

@@ -85,7 +85,6 @@ const visible = () =>
 // ---------------------------------------------------------------- showing what is new
 
 async function show(news) {
-  const bottom = nearBottom();
   if (news.have.epoch !== have.epoch) texts = new Map();
   have = news.have;
   if (news.turns) await showTurns(news.turns);
@@ -97,7 +96,7 @@ async function show(news) {
   noted();
   document.body.classList.toggle("busy", !!news.live);
   announce(news.live);
-  if (bottom) toBottom();
+  if (follows) toBottom();
 }
 
 async function showTurns(order) {
@@ -131,7 +130,10 @@ async function draw(order, before, ids) {
     const open = old && find("details.thought", old)?.open;
     if (open) find("details.thought", article)?.setAttribute("open", "");
     before.set(one.key, article);
-    if (article.dataset.state === "writing") live = { node: +id, text: 0, thought: 0 };
+    if (article.dataset.state === "writing") {
+      live = { node: +id, text: 0, thought: 0 };
+      follows = true; // somebody asked for it: show it
+    }
     formulas(article);
   }
   const shown = order.map(([, key]) => before.get(key)).filter(Boolean);
@@ -232,7 +234,6 @@ function formulas(box) {
 // ---------------------------------------------------------------- scrolling
 
 let follows = true;
-const nearBottom = () => follows;
 const distance = () => document.documentElement.scrollHeight - window.innerHeight - window.scrollY;
 function toBottom() {
   window.scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
@@ -433,6 +434,7 @@ function closeSidebars() {
 // ---------------------------------------------------------------- keys and typing
 
 function keyed(event) {
+  if (event.target.closest("article form")) return; // its own keys
   const command = event.ctrlKey || event.metaKey;
   const inField = event.target.matches("input, textarea, select, [contenteditable]");
   const busy = document.body.classList.contains("busy");
@@ -541,7 +543,8 @@ function help() {
 async function begin() {
   const theme = localStorage.getItem("theme");
   if (theme) document.body.classList.toggle("dark", theme === "dark");
-  while (!find("#transcript") || !theBox() || !find("#list") || !find("#status")) await sleep(20);
+  const needed = ["#transcript", "#box textarea", "#list", "#status", "#row", "#send", "#here textarea, #here input"];
+  while (!needed.every((one) => find(one))) await sleep(20);
   for (;;) {
     try {
       say = await ask("words", {});

@@ -72,6 +72,8 @@ class Page:
         async def endpoint(request: Request) -> Response:
             if not request.headers.get("content-type", "").startswith("application/json"):
                 return PlainTextResponse("JSON is expected.", 415)  # a form of a foreign page cannot send it
+            if self.chats.closed:
+                return JSONResponse({"error": "The program has ended: start it again."}, 503)
             try:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
                     raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
@@ -100,9 +102,15 @@ class Page:
         name, have = asked["chat"], asked["have"]
         owned = await run_in_threadpool(_exists, session, name)
         end = time.monotonic() + HOLD_S
-        while (now := self._marks(session, name if owned else "", asked["query"])) == have and time.monotonic() < end:
+        while (
+            (now := self._marks(session, name if owned else "", asked["query"])) == have
+            and time.monotonic() < end
+            and not self.chats.closed
+        ):
             await asyncio.sleep(LOOK_S)
             owned = owned or (now["list"] != have.get("list") and _exists(session, name))
+        if self.chats.closed:
+            raise BadRequest("The program has ended: start it again.")
         say, changed = words(asked["language"]), {part for part, mark in now.items() if have.get(part) != mark}
         out: dict[str, Any] = {"have": now}
         answer = self.chats.answer(name) if owned else None

@@ -1,0 +1,108 @@
+"""A served page and a real browser: Debian's chromium, or the tests here are skipped and say so."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chat.scripted import ScriptedEngine
+from chat.session import Chats, ModelState
+from chat.store import Store
+from chat.ui.environment import quiet
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed (Debian: apt install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Served:
+    """A program with its page. `engine` may be exchanged; `open` gives a new tab, in one browser's memory where given."""
+
+    def __init__(self, folder: Path, chromium) -> None:
+        self.folder, self._chromium = folder, chromium
+        self.engine = None
+        self.waiting = ModelState("Reading the model")
+        self.problems, self.requested = [], []
+        self._tabs = []
+        self.start()
+
+    def model(self):
+        return ModelState(engine=self.engine) if self.engine else self.waiting
+
+    def start(self, port=0):
+        from chat.ui.page import build, start
+
+        self.chats = Chats(Store(self.folder / "chats.sqlite3"), self.model)
+        self.url, self._stop = start(build(self.chats), port=port)
+
+    def stop(self):
+        self.chats.close()
+        self._stop()
+
+    def restart(self):
+        port = int(self.url.rpartition(":")[2])
+        self.stop()
+        self.start(port)
+
+    def say(self, *replies, **options):
+        self.engine = ScriptedEngine(list(replies), **options)
+        return self.engine
+
+    def open(self, *, width=1280, height=850, scheme="light", context=None, language="en-US"):
+        context = context or self._chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, locale=language
+        )
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab = context.new_page()
+        self._tabs.append(context)
+        tab.set_default_timeout(30_000)
+        tab.on("pageerror", lambda error: self.problems.append(str(error)))
+        tab.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        tab.on("request", lambda request: self.requested.append(request.url))
+        tab.goto(self.url)
+        tab.wait_for_selector("body.ready")
+        return tab
+
+    def clear(self):
+        for context in self._tabs:
+            context.close()
+        self._tabs, self.problems, self.requested, self.engine = [], [], [], None
+        person = self.chats.of("local")
+        for found in person.conversations():
+            person.delete(found.conversation.id)
+
+
+@pytest.fixture(scope="session")
+def server(chromium, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    quiet(folder)
+    served = Served(folder, chromium)
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def served(server):
+    """The one program of all tests, without conversations."""
+    yield server
+    problems = server.problems
+    server.clear()
+    assert problems == [], "the browser's console is clean"

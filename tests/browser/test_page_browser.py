@@ -1,0 +1,370 @@
+"""The page as a person uses it. `pytest tests/browser`; screenshots go to the folder named by PAGE_SHOTS, if it is set."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from chat.engine import Sampling
+from chat.scripted import ScriptedEngine
+
+RICH = r"""<think>
+A list, a table, a formula.
+</think>
+
+## Rainbows
+
+Light is **bent** by about \(42^\circ\), for $5 or $6:
+
+$$
+\theta = 4 \arcsin\frac{\sin i}{n}
+$$
+
+\[ a < b \]
+
+| colour | nm |
+|:--|--:|
+| red | 700 |
+
+```python
+def f():
+	return "<b>"
+```
+"""
+
+
+def send(tab, text):
+    tab.fill("#box textarea", text)
+    tab.press("#box textarea", "Enter")
+
+
+def settled(tab, turns=2):
+    until(tab, f"document.querySelectorAll('#transcript article:not([data-state=writing])').length >= {turns}")
+    tab.wait_for_selector("body:not(.busy)")
+
+
+def until(tab, expression, seconds=30.0):
+    """Playwright's own waiting needs eval, which the page forbids."""
+    end = time.monotonic() + seconds
+    while not tab.evaluate(expression):
+        assert time.monotonic() < end, f"waited too long for {expression}"
+        tab.wait_for_timeout(20)
+
+
+def answers(tab):
+    return [text.strip() for text in tab.locator("article.assistant .text").all_text_contents()]
+
+
+def shot(tab, name):
+    if folder := os.environ.get("PAGE_SHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tab.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def test_the_page_opens_while_the_model_loads_and_answers_when_it_is_there(served):
+    tab = served.open()
+    assert "Reading the model" in tab.inner_text("#status")
+    send(tab, "Are you there?")
+    tab.wait_for_selector("article[data-phase=waiting]")
+    served.say("Now I am.")
+    settled(tab)
+    assert answers(tab) == ["Now I am."]
+    until(tab, "document.querySelector('#status .model').textContent === 'scripted'")
+
+
+def test_an_answer_streams_and_the_box_stays_usable(served):
+    served.say("word " * 120, write_tps=60)
+    tab = served.open()
+    send(tab, "Talk to me")
+    tab.wait_for_selector("article.assistant .text:has-text('word word')")
+    first = len(answers(tab)[0])
+    tab.locator("#box textarea").press_sequentially("the next one", delay=10)
+    tab.press("#box textarea", "Enter")
+    tab.wait_for_timeout(400)
+    assert len(answers(tab)[0]) > first, "it grows"
+    assert tab.input_value("#box textarea") == "the next one", "Enter waits until the answer is done"
+    assert tab.locator("article").count() == 2
+    tab.press("#box textarea", "Escape")
+    settled(tab)
+    assert "You stopped this answer." in tab.inner_text("article.assistant")
+    assert re.search(r"of 4,096 tokens.*first token .*tokens/s", tab.inner_text("#status"), re.DOTALL)
+    assert tab.evaluate("document.activeElement === document.querySelector('#box textarea')")
+
+
+def test_stop_works_while_the_prompt_is_read(served):
+    served.say("never", "said", read_tps=400)
+    tab = served.open()
+    send(tab, "much " * 2000)
+    tab.wait_for_selector("article[data-label*='of 2,0']")
+    shot(tab, "reading")
+    began = time.monotonic()
+    tab.click("#stop")
+    settled(tab)
+    assert time.monotonic() - began < 3 and answers(tab) == [""]
+
+
+def test_markdown_code_tables_and_formulas_are_drawn(served):
+    served.say(RICH)
+    tab = served.open()
+    send(tab, "Show me")
+    settled(tab)
+    tab.wait_for_selector(".math.display .katex-display")
+    assert tab.locator("article .katex").count() == 3 and tab.locator(".math.broken").count() == 0
+    assert "for $5 or $6" in tab.inner_text("article.assistant .text p >> nth=0")
+    assert tab.inner_text("article table td >> nth=1") == "700"
+    assert tab.text_content("article pre code") == 'def f():\n\treturn "<b>"\n'
+    tab.click("article .code [data-do=copy-code]")
+    assert tab.evaluate("navigator.clipboard.readText()") == 'def f():\n\treturn "<b>"\n'
+
+
+def test_thinking_is_collapsed_with_its_duration_and_opens(served):
+    served.say(RICH, write_tps=30)
+    tab = served.open()
+    send(tab, "Show me")
+    tab.wait_for_selector("details.thought:not([hidden])")
+    assert not tab.locator("details.thought").evaluate("one => one.open")
+    tab.click("details.thought summary")
+    tab.wait_for_selector("details.thought .thought-text:has-text('A list')")
+    settled(tab)
+    assert re.fullmatch(r"Thought for \d\.\d s", tab.inner_text("details.thought summary"))
+    assert "A list, a table, a formula." in tab.inner_text("details.thought .thought-text"), "it stays open at the end"
+    tab.hover("article.assistant")
+    tab.click("article.assistant footer [data-do=copy]")
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert copied == RICH.split("</think>\n\n")[1], "copied as it was written, without the thinking"
+
+
+def test_regenerate_makes_a_version_and_arrows_walk(served):
+    served.say("first", "second")
+    tab = served.open()
+    send(tab, "Say")
+    settled(tab)
+    tab.click("article.assistant [data-do=regenerate]")
+    tab.wait_for_selector("article:has-text('second')")
+    settled(tab)
+    assert tab.inner_text("article.assistant .versions") == "2/2"
+    tab.click("article.assistant [data-do=earlier]")
+    tab.wait_for_selector("article:has-text('first')")
+    assert answers(tab) == ["first"]
+    tab.click("#title")
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_selector("article:has-text('second')")
+
+
+def test_either_role_can_be_edited(served):
+    served.say("to A", "to B")
+    tab = served.open()
+    send(tab, "question A")
+    settled(tab)
+    tab.hover("article.user")
+    tab.click("article.user [data-do=edit]")
+    tab.fill("article.user form textarea", "question B")
+    tab.click("article.user form .save")
+    tab.wait_for_selector("article:has-text('to B')")
+    settled(tab)
+    assert tab.inner_text("article.user .text") == "question B"
+    tab.click("article.assistant [data-do=edit]")
+    tab.fill("article.assistant form textarea", "to B, *edited*")
+    tab.press("article.assistant form textarea", "Control+Enter")
+    tab.wait_for_selector("article.assistant em:has-text('edited')")
+    assert tab.inner_text("article.assistant .versions") == "2/2"
+
+
+def test_a_reload_in_the_middle_finds_the_answer_where_it_is(served):
+    served.say("word " * 150, write_tps=60)
+    tab = served.open()
+    send(tab, "Talk")
+    tab.wait_for_selector("article.assistant .text:has-text('word word')")
+    tab.reload()
+    tab.wait_for_selector("body.ready.busy")
+    tab.wait_for_selector("article.assistant .text:has-text('word word')")
+    before = len(answers(tab)[0])
+    tab.wait_for_timeout(400)
+    assert len(answers(tab)[0]) > before
+    settled(tab)
+    assert answers(tab)[0].split() == ["word"] * 150
+
+
+def test_the_answer_is_finished_when_the_tab_is_closed(served):
+    served.say("word " * 60, write_tps=100)
+    tab = served.open()
+    send(tab, "Talk")
+    tab.wait_for_selector("body.busy")
+    tab.context.close()
+    time.sleep(1)
+    again = served.open()
+    again.click("#list .open")
+    again.wait_for_selector("article.assistant")
+    assert answers(again)[0].split() == ["word"] * 60
+
+
+def test_two_tabs_show_the_same(served):
+    served.say("one answer", "another")
+    tab = served.open()
+    send(tab, "Hello from tab one")
+    settled(tab)
+    other = served.open(context=tab.context)
+    other.click("#list .open")
+    other.wait_for_selector("article:has-text('one answer')")
+    send(other, "Hello from tab two")
+    settled(other, 4)
+    tab.bring_to_front()
+    tab.wait_for_selector("article:has-text('another')")
+    assert answers(tab) == answers(other) == ["one answer", "another"]
+
+
+def test_a_stale_tab_after_a_restart_loses_nothing(served):
+    served.say("one", "two", "three")
+    tab = served.open()
+    send(tab, "first")
+    settled(tab)
+    served.restart()
+    tab.wait_for_timeout(500)
+    send(tab, "second")
+    settled(tab, 4)
+    assert answers(tab) == ["one", "two"]
+    served.problems.clear()  # refused connections during the restart are said in the console
+
+
+def test_chats_are_listed_searched_renamed_pinned_and_deleted_with_undo(served):
+    served.say("about whales", "about owls")
+    tab = served.open()
+    send(tab, "Sea animals")
+    settled(tab)
+    tab.click("#list [data-do=new]")
+    tab.wait_for_selector("body.empty")
+    send(tab, "Birds of the night")
+    settled(tab)
+    rows = tab.locator("#list .chat .open")
+    until(tab, "document.querySelectorAll('#list .chat').length === 2")
+    assert rows.all_inner_texts() == ["Birds of the night", "Sea animals"]
+
+    tab.keyboard.press("Control+k")
+    tab.keyboard.type("WHALE")
+    tab.wait_for_selector("#list mark:has-text('whale')")
+    assert rows.count() == 1
+    tab.fill("#list input[type=search]", "")
+    until(tab, "document.querySelectorAll('#list .chat').length === 2")
+
+    tab.hover("#list .chat >> nth=1")
+    tab.click("#list .chat >> nth=1 >> [data-do=pin]")
+    tab.wait_for_selector("#list h3:has-text('Pinned')")
+    assert rows.all_inner_texts() == ["Sea animals", "Birds of the night"]
+
+    tab.hover("#list .chat >> nth=0")
+    tab.click("#list .chat >> nth=0 >> [data-do=rename]")
+    tab.keyboard.type("Whales & co")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#list .open:has-text('Whales & co')")
+
+    tab.hover("#list .chat >> nth=0")
+    tab.click("#list .chat >> nth=0 >> [data-do=delete]")
+    until(tab, "document.querySelectorAll('#list .chat').length === 1")
+    tab.click("#toast button")
+    until(tab, "document.querySelectorAll('#list .chat').length === 2")
+
+
+def test_what_a_model_or_a_person_writes_cannot_run_or_fetch_anything(served):
+    attack = (
+        "<script>window.hacked=1</script><img src=http://192.0.2.1/a.png onerror='window.hacked=1'>\n\n"
+        "![x](http://192.0.2.1/b.png) [click](javascript:window.hacked=1) <svg onload='window.hacked=1'>\n\n"
+        "```html\n<script>window.hacked=1</script>\n```\n\n"
+        "$$\\href{javascript:window.hacked=1}{x}\\includegraphics{http://192.0.2.1/c.png}$$\n\n"
+        "[ref]: http://192.0.2.1/d.png\n\n![ref]\n"
+    )
+    served.say(attack)
+    tab = served.open()
+    send(tab, attack)
+    settled(tab)
+    tab.wait_for_timeout(300)
+    assert tab.evaluate("window.hacked") is None
+    assert tab.locator("article script, article img, article svg:not(.katex svg), article iframe").count() == 0
+    assert [url for url in served.requested if not url.startswith((served.url, "data:", "blob:"))] == []
+    assert tab.locator("article a[href^=javascript]").count() == 0
+
+
+def test_hard_texts_are_shown_and_kept(served):
+    texts = ["🙂👩‍👩‍👧‍👦🏳️‍🌈", "مرحبا بالعالم، كيف حالك؟", "x" * 100_000]
+    served.say(*texts)
+    tab = served.open()
+    for number, text in enumerate(texts, start=1):
+        send(tab, text)
+        settled(tab, 2 * number)
+        assert tab.text_content("article.user .text >> nth=-1") == text
+        assert answers(tab)[-1] == text
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_settings_are_kept_with_the_conversation(served):
+    asked = []
+
+    class Asked(ScriptedEngine):
+        def stream(self, messages, sampling, **more):
+            asked.append((messages[0], sampling))
+            return super().stream(messages, sampling, **more)
+
+    served.engine = Asked(["ok"] * 5)
+    tab = served.open()
+    tab.click("#bar [data-do=settings]")
+    tab.fill("#system textarea", "Be brief.")
+    tab.fill("#settings input[type=number] >> nth=0", "0.2")
+    tab.keyboard.press("Tab")
+    tab.check("#thinking input")
+    send(tab, "Hello")
+    settled(tab)
+    assert asked[0][0].content == "Be brief."
+    assert asked[0][1] == Sampling(temperature=0.2, thinking=True, seed=asked[0][1].seed)
+    tab.click("#list [data-do=new]")
+    until(tab, "document.querySelector('#system textarea').value === ''")
+    tab.click("#list .open")
+    until(tab, "document.querySelector('#system textarea').value === 'Be brief.'")
+    assert tab.is_checked("#thinking input")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_fits_and_is_lit_as_the_person_likes(served, scheme, width):
+    served.say(RICH, RICH)
+    tab = served.open(width=width, height=850, scheme=scheme)
+    shot(tab, f"empty-{width}-{scheme}")
+    send(tab, "How does a rainbow form?")
+    settled(tab)
+    tab.wait_for_selector(".math.display .katex-display")
+    tab.wait_for_timeout(300)
+    shot(tab, f"answer-{width}-{scheme}")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
+    box = tab.locator("#box textarea").bounding_box()
+    assert box["y"] + box["height"] <= 850 and box["x"] + box["width"] <= width
+    assert tab.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    tab.click("#bar [data-do=light_dark]")
+    assert tab.evaluate("document.body.classList.contains('dark')") != (scheme == "dark")
+
+
+def test_the_other_language_is_spoken_to_a_browser_that_asks_for_it(served):
+    served.say("ja")
+    tab = served.open(language="de-AT")
+    assert "Neuer Chat" in tab.inner_text("#list")
+    assert tab.get_attribute("#box textarea", "placeholder") == "Nachricht an das Modell"
+    assert tab.evaluate("document.documentElement.lang") == "de"
+
+
+def test_a_screen_reader_is_told_the_beginning_and_the_end(served):
+    served.say("word " * 30, write_tps=60)
+    tab = served.open()
+    assert tab.get_attribute("#transcript", "aria-live") == "off"
+    send(tab, "Talk")
+    until(tab, "document.querySelector('#announcer').textContent === 'Generating an answer'")
+    settled(tab)
+    until(tab, "document.querySelector('#announcer').textContent === 'Answer done'")
+
+
+def test_the_help_opens_by_key_and_closes(served):
+    tab = served.open()
+    tab.evaluate("document.activeElement.blur()")
+    tab.keyboard.press("?")
+    tab.wait_for_selector("dialog#help[open]")
+    shot(tab, "help")
+    tab.keyboard.press("Escape")
+    assert tab.locator("dialog#help[open]").count() == 0
