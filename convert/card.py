@@ -1,7 +1,6 @@
 """The model card of a pushed GGUF: where it comes from, how far it is from its source, how to run it."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,9 @@ def write_card(provenance: Provenance, results: Sequence[Result], repo: str) -> 
 
     rows = [describe(result.path) for result in results]
     smallest = min(results, key=lambda result: result.size)
-    command = shlex.join(["python", "-m", "convert", *sys.argv[1:]])
+    source = provenance.repo or provenance.name
+    quants = [result.quant for result in results]
+    command = shlex.join(["python", "-m", "convert", source, smallest.path.name, "--quant", *quants])
     lines = [
         "---",
         yaml.safe_dump(front_matter(provenance), sort_keys=False).strip(),

@@ -78,6 +78,13 @@ def our_errors(repo: str) -> Iterator[None]:
         ) from error
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise ConvertError(f"The connection to the hub broke while {repo} was transferred ({error}); run it again.") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's trouble, not the network's
+            raise
+        said = str(error).splitlines()[0]
+        raise ConvertError(
+            f"A file of {repo} arrived with another size than the hub states ({said}); run it again."
+        ) from error
 
 
 def sha256(path: Path, stop: Event) -> str:
@@ -160,8 +167,18 @@ def check_out(name: str) -> Generator[tuple[int, int], None, Checkout]:
         finally:
             stop.set()
     hashes = running.result()
+    remember(hashes[""], revision or "main")
     yield total, total
     return Checkout(hashes.pop(""), repo, info.sha, hashes)
+
+
+def remember(snapshot: Path, revision: str) -> None:
+    """Note in the cache which commit a name stood for, so that it is found offline. Files were fetched by commit, lest a
+    branch that moves meanwhile mixes two models."""
+    if revision != snapshot.name:
+        reference = snapshot.parents[1] / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(snapshot.name)
 
 
 def download(repo: str, commit: str, files: list[Any], got: list[int], stop: Event) -> dict[str, Any]:
@@ -206,21 +223,30 @@ def download(repo: str, commit: str, files: list[Any], got: list[int], stop: Eve
     return known
 
 
+def check_push(repo: str) -> None:
+    """Raises ConvertError where a later `push` cannot work: offline, a bad name, no token that the hub knows."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise ConvertError("--push needs the hub, and HF_HUB_OFFLINE is set.")
+    if not ID.fullmatch(repo) or "@" in repo:
+        raise ConvertError(f"--push {repo!r} is not a name on the hub; write owner/name.")
+    with our_errors(repo):
+        try:
+            HfApi().whoami()
+        except LocalTokenNotFoundError as error:
+            raise ConvertError("--push needs a token with write access: `hf auth login`, or HF_TOKEN.") from error
+
+
 def push(repo: str, files: dict[str, Path | bytes], message: str, private: bool = False) -> str:
     """Upload files (path in the repository -> file or content) in one commit; returns its address. Raises ConvertError."""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api = HfApi()
     with our_errors(repo):
-        try:
-            api.create_repo(repo, exist_ok=True, private=private)
-            operations = [
-                CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
-                for name, content in files.items()
-            ]
-            return str(api.create_commit(repo, operations, commit_message=message).commit_url)
-        except OfflineModeIsEnabled as error:
-            raise ConvertError("--push needs the hub, and HF_HUB_OFFLINE is set.") from error
-        except LocalTokenNotFoundError as error:
-            raise ConvertError("--push needs a token with write access: `hf auth login`, or HF_TOKEN.") from error
+        api.create_repo(repo, exist_ok=True, private=private)
+        operations = [
+            CommitOperationAdd(name, str(content) if isinstance(content, Path) else content) for name, content in files.items()
+        ]
+        return str(api.create_commit(repo, operations, commit_message=message).commit_url)

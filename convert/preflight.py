@@ -138,6 +138,8 @@ def prepare(request: Request) -> Generator[Progress, None, Job]:
     find_level(request.verify)
     for name in request.quant:
         find_mixture(name)
+    if request.push:
+        hub.check_push(request.push)
     sources = yield from locate(request.source, request.adapter)
     paths = output_paths(request, sources.stem)
     source, vocabulary = understand(sources)
