@@ -174,7 +174,7 @@ def _header(path: Path) -> dict[str, Shape]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         try:
             header = json.loads(file.read(length)) if length <= size - 8 else None
-            tensors = {name: entry for name, entry in (header or {}).items() if name != "__metadata__"}
+            tensors = {} if header is None else {name: header[name] for name in header.keys() - {"__metadata__"}}
             end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
             shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
             foreign = {entry["dtype"] for entry in tensors.values()} - STORED.keys()
@@ -192,8 +192,8 @@ def _compare(directory: Path, tensors: dict[str, Shape], config: dict) -> None:
     """The library would fill what is missing with random numbers."""
     try:
         expected = _expected(config)
-    except KeyError as exc:
-        raise ModelUnusable(f"{directory / 'config.json'} does not say {exc}: get the model again.") from exc
+    except (KeyError, TypeError, ZeroDivisionError) as exc:
+        raise ModelUnusable(f"{directory / 'config.json'} lacks a size ({exc}): get the model again.") from exc
     for name, shape in expected.items():
         if name not in tensors:
             raise ModelUnusable(f"{directory} lacks the weights {name}: get the model again.")

@@ -244,7 +244,7 @@ class CudaEngine:
     def _dispatch(self) -> None:
         try:
             self._worker.start()
-            while not self._closed:
+            while not self._closed and self._broken is None:
                 if output := self._worker.result(0.1):
                     self._route(output)
                 elif (death := self._worker.death) and not self._closed:
@@ -280,7 +280,7 @@ class CudaEngine:
                 reply.out.put(End("stop" if ended else "length"))
 
     def _revive(self, death: Exception) -> None:
-        """Everybody who runs is told; who waits gets the next worker. One that cannot be made ends the dispatcher."""
+        """Everybody who runs is told; who waits gets the next worker. Where none can be made, everybody is told."""
         with self._lock:
             worker, self._worker = self._worker, None
             replies = list(self._running.values())
@@ -291,7 +291,11 @@ class CudaEngine:
         worker.stop(10.0)
         traceback.clear_frames(death.__traceback__)  # its frames hold the old pool, and there is no room for two
         worker = None
-        fresh = self._new_worker()
+        try:
+            fresh = self._new_worker()
+        except (MemoryError, RuntimeError, ValueError) as exc:  # as after an error of the device: only a new process helps
+            self._broken = exc
+            return
         with self._lock:
             self._worker = fresh
             fresh.start()
