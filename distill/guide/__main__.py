@@ -37,10 +37,7 @@ def write_data(settings: Data) -> str:
 
     if settings.corpora is not None and not settings.corpora.is_dir():
         raise DistillError(f"There is no folder {settings.corpora} with corpora; leave --corpora out to build without them.")
-    never = frozenset()
-    if settings.never is not None:
-        lines = settings.never.read_text(encoding="utf-8").splitlines()
-        never = frozenset(mix.plain(turn) for line in lines for turn in json.loads(line)["ask"])
+    never = mix.probe(settings.never) if settings.never is not None else frozenset()
     material = mix.read_material(settings.corpora)
     train = list(mix.rows(settings.count, settings.seed, material, never))
     tests = mix.held_out(settings.held_out, settings.seed + 1, material, train, never)

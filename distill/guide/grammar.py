@@ -63,6 +63,13 @@ def draw(phrase: str, rng: random.Random, slots: Mapping[str, Sequence[str]], bo
     return SPACES.sub(" ", walk(parse(phrase))).strip()
 
 
+class Plainest(random.Random):
+    """Takes the first of everything: the phrase as most people would put it, if the phrase is written that way round."""
+
+    def choice(self, seq):
+        return seq[0]
+
+
 def count(phrase: str, slots: Mapping[str, Sequence[str]]) -> int:
     """How many ways the phrase can be drawn, counting each way of drawing a slot."""
 

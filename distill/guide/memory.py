@@ -21,7 +21,7 @@ def of_name(rng: random.Random, words: Mapping) -> tuple[Turn, Turn]:
     keep = frozenset((who, f"{who}.", f"{who}!"))
     told = as_typed(draw(rng.choice(words["tell name"]), rng, {}, {"who": who}), rng, keep=keep)
     say = rng.choice((f"Nice to meet you, {who}!", f"Hello, {who}! How can I help you?"))
-    asked = as_typed(draw(rng.choice(words["ask name"]), rng, {}, {}), rng)
+    asked = as_typed("what is my name?" if rng.random() < 0.2 else draw(rng.choice(words["ask name"]), rng, {}, {}), rng)
     return (
         Turn(told, say, f"They tell me their name. It is {who}."),
         Turn(asked, f"Your name is {who}.", f"They told me their name. It is {who}."),

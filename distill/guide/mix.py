@@ -129,33 +129,51 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def rows(count: int, seed: int, material: Material, never: frozenset[str] = frozenset()) -> Iterator[dict]:
-    """`count` conversations. None holds a question whose `plain` form is in `never`: those are for testing.
+def probe(path: Path) -> frozenset[tuple[str, ...]]:
+    """The questions of a probe file, rows {"ask": [...]}, in plain form: what must never be trained on."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return frozenset(tuple(map(plain, json.loads(line)["ask"])) for line in lines)
+
+
+def touches(asked: Sequence[str], never: frozenset[tuple[str, ...]]) -> bool:
+    """Whether the questions hold one of `never`: a single question, or several in a row."""
+    runs = [plain(text) for text in asked]
+    lengths = {len(one) for one in never}
+    return any(tuple(runs[i : i + n]) in never for n in lengths for i in range(len(runs) - n + 1))
+
+
+def rows(count: int, seed: int, material: Material, never: frozenset[tuple[str, ...]] = frozenset()) -> Iterator[dict]:
+    """`count` conversations, none of which holds the questions of the probe `never`.
 
     Every hand-written dialogue is among them once; the others are drawn.
     """
     rng = random.Random(seed)
     made = 0
     for turns in material.written:
-        if made < count and not any(plain(turn.ask) in never for turn in turns):
+        if made < count and not touches([turn.ask for turn in turns], never):
             made += 1
             yield row(turns, thinking=False)
     while made < count:
         turns, likely = conversation(rng, material)
-        if any(plain(turn.ask) in never for turn in turns) or not all(turn.ask.strip() for turn in turns):
+        if touches([turn.ask for turn in turns], never) or not all(turn.ask.strip() for turn in turns):
             continue
         system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM else ""
         made += 1
         yield row(turns, rng.random() < likely, system)
 
 
-def held_out(count: int, seed: int, material: Material, train: Sequence[dict], never: frozenset[str]) -> list[dict]:
+def questions(row: dict) -> list[str]:
+    return [message["content"] for message in row["messages"] if message["role"] == "user"]
+
+
+def held_out(
+    count: int, seed: int, material: Material, train: Sequence[dict], never: frozenset[tuple[str, ...]] = frozenset()
+) -> list[dict]:
     """`count` conversations none of whose questions occur in `train`, plain form against plain form."""
-    seen = {plain(message["content"]) for one in train for message in one["messages"] if message["role"] == "user"}
+    seen = {plain(text) for one in train for text in questions(one)}
     kept: list[dict] = []
     for one in rows(count * 400, seed, material, never):
-        asked = [message["content"] for message in one["messages"] if message["role"] == "user"]
-        if not any(plain(text) in seen for text in asked):
+        if not any(plain(text) in seen for text in questions(one)):
             kept.append(one)
             if len(kept) == count:
                 break

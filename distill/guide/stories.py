@@ -70,7 +70,8 @@ def story(rng: random.Random, words: Mapping) -> list[Turn]:
 
 def joke(rng: random.Random, known: Sequence[str]) -> list[Turn]:
     """A joke, perhaps more, perhaps a laugh."""
-    turns = [Turn(as_typed(draw(rng.choice(JOKE), rng, {}, {}), rng), rng.choice(known), "They want a joke. I know some.")]
+    asked = "tell me a joke" if rng.random() < 0.15 else draw(rng.choice(JOKE), rng, {}, {})
+    turns = [Turn(as_typed(asked, rng), rng.choice(known), "They want a joke. I know some.")]
     while rng.random() < 0.35:
         others = [text for text in known if text != turns[-1].say]
         turns.append(Turn(as_typed(rng.choice(MORE), rng), rng.choice(others), "They want another joke."))

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import yaml
 
-from distill.guide.grammar import draw
+from distill.guide.grammar import Plainest, draw
 from distill.guide.noise import as_typed
 
 FOLDER = Path(__file__).parent / "topics"
+
+
+PLAIN = 0.15  # of the questions are drawn from first choices only: what most people type must not be rare
 
 
 class TopicError(ValueError):
@@ -58,7 +61,8 @@ class Topic:
             if rng.random() < 0.3:
                 ask = as_typed(ask, rng)
         else:
-            ask = draw(rng.choice(self.ask), rng, slots, bound)
+            among: random.Random = Plainest() if self.file != "outside" and rng.random() < PLAIN else rng
+            ask = draw(among.choice(self.ask), among, slots, bound)
             ask = as_typed(ask, rng, keep=frozenset(word for value in bound.values() for word in value.split()))
         say = rng.choice(self.say)
         for name, value in bound.items():

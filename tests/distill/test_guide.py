@@ -12,8 +12,7 @@ from distill.guide import facts, grammar, memory, mix, stories, sums, topics
 from distill.guide.noise import as_typed
 from tests import guide_probe
 
-PROBE = [json.loads(line) for line in guide_probe.PROBE.read_text(encoding="utf-8").splitlines()]
-NEVER = frozenset(mix.plain(turn) for one in PROBE for turn in one["ask"])
+NEVER = mix.probe(guide_probe.PROBE)
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +111,18 @@ def test_equal_seeds_give_equal_rows(material: mix.Material, rows: list[dict]):
 
 
 def test_no_question_of_the_probe_is_trained_on(rows: list[dict]):
-    asked = {mix.plain(message["content"]) for row in rows for message in row["messages"] if message["role"] == "user"}
-    assert not asked & NEVER
+    alone = {one[0] for one in NEVER if len(one) == 1}
+    assert len(alone) > 300
+    assert not alone & {mix.plain(text) for row in rows for text in mix.questions(row)}
+    assert mix.touches(["Hi!", "What is 2+2?"], frozenset([("hi", "what is 2 2")]))
+    assert not mix.touches(["What is 2+2?", "Hi!"], frozenset([("hi", "what is 2 2")]))
 
 
 def test_held_out_questions_are_not_among_the_trained_ones(material: mix.Material, rows: list[dict]):
-    asked = {mix.plain(message["content"]) for row in rows for message in row["messages"] if message["role"] == "user"}
+    asked = {mix.plain(text) for row in rows for text in mix.questions(row)}
     kept = mix.held_out(30, seed=9, material=material, train=rows, never=NEVER)
     assert len(kept) == 30
-    assert not asked & {mix.plain(m["content"]) for row in kept for m in row["messages"] if m["role"] == "user"}
+    assert not asked & {mix.plain(text) for row in kept for text in mix.questions(row)}
 
 
 def test_about_a_quarter_of_the_answers_admits_a_limit(rows: list[dict]):
@@ -137,17 +139,17 @@ def test_answers_are_short(rows: list[dict]):
 
 def test_written_dialogues_are_well_formed():
     rows = mix.read_written()
-    assert len(rows) >= 400
+    assert len(rows) >= 1500
     for turns in rows:
         for turn in turns:
             assert turn.ask == turn.ask.strip() and turn.say == turn.say.strip()
             assert "<|" not in turn.ask and "<think>" not in turn.say
-            assert turn.say[-1] in ".!?`|:" or turn.say[-1].isalnum() or turn.say[-1] in "…)", turn.say
+            assert turn.say[-1] in ".!?`|:*" or turn.say[-1].isalnum() or turn.say[-1] in "…)", turn.say
 
 
 def test_the_probe_is_large_and_every_pattern_can_be_read():
     asked = guide_probe.questions()
-    assert len(asked) >= 150
+    assert len(asked) >= 400
     for question in asked:
         assert question.kind in ("guide", "company", "outside")
         assert bool(question.any) == (question.kind != "outside")
