@@ -15,7 +15,7 @@ from chat import machine
 from chat.engine import About, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
 from chat.llama import VERSION, Context, Header, Model
 from chat.prompt import Characters, Kind, Piece, Template, Thought
-from chat.scheduler import PIECE, Reply, Scheduler
+from chat.scheduler import PIECE, Reply, Scheduler, Token
 from chat.snapshots import Snapshots
 
 DEFAULT_CONTEXT = 8192
@@ -53,14 +53,15 @@ class GgufEngine:
             raise ContextOverflow(len(prompt), self.context_size)
         seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
         reply = Reply(prompt, sampling, seed, min(room, sampling.max_tokens or room), conversation)
-        text = _Text(self._model, messages, pieces)
+        text = _Text(messages, pieces)
         self._scheduler.submit(reply)
         try:
+            yield Chunk(kind=text.kind, progress=(0, len(prompt)))
             while True:
                 item = reply.out.get()
                 if isinstance(item, tuple):
                     yield Chunk(kind=text.kind, progress=item)
-                elif isinstance(item, int):
+                elif isinstance(item, Token):
                     yield from text.feed(item)
                 elif item.error:
                     raise item.error
@@ -121,13 +122,9 @@ class GgufEngine:
 class _Text:
     """Token ids of one reply -> chunks, and which ids made the answer."""
 
-    def __init__(self, model: Model, messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
-        said = messages[-1].role == "assistant"
-        prompt = "".join(piece.text for piece in pieces[-3:]).rstrip()
-        inside = prompt.endswith("<think>") or (said and bool(messages[-1].thinking) and not messages[-1].content)
-        self._model = model
+    def __init__(self, messages: Sequence[Message], pieces: Sequence[Piece]) -> None:
         self._characters = Characters()
-        self._thought = Thought(inside=inside, said=said and not inside and bool(messages[-1].content))
+        self._thought = Thought.after(messages, "".join(piece.text for piece in pieces[-3:]))
         self._ids: list[int] = []
         self._answer_from: int | None = None
         self.answer = ""
@@ -142,14 +139,14 @@ class _Text:
         exact = self._answer_from is not None and "�" not in self.answer and self.answer[:1].strip() != ""
         return self._ids[self._answer_from :] if exact else []
 
-    def feed(self, token: int) -> Iterator[Chunk]:
-        self._ids.append(token)
-        text = self._characters.feed(self._model.piece(token))
+    def feed(self, token: Token) -> Iterator[Chunk]:
+        self._ids.append(token.id)
+        text = self._characters.feed(token.text)
         yield from self._chunks(self._thought.feed(text), 1, text)
 
     def end(self) -> list[Chunk]:
-        text = self._characters.end()
-        return list(self._chunks([*self._thought.feed(text), *self._thought.end()], 0, None))
+        """What was held back. Half a character, where the limit fell within one, is not given."""
+        return list(self._chunks(self._thought.end(), 0, None))
 
     def _chunks(self, parts: list[tuple[Kind, str]], tokens: int, whole: str | None) -> Iterator[Chunk]:
         for kind, text in parts or ([(self.kind, "")] if tokens else []):

@@ -7,6 +7,7 @@ checked before each call. Only the vocabulary may be used from several threads; 
 import ctypes
 import functools
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from llama_cpp import llama_cpp as C
 
-from chat.engine import ModelUnusable, Sampling
+from chat.engine import GenerationFailed, ModelUnusable, Sampling
 
 KV_BYTES = {"f16": (C.GGML_TYPE_F16, 2.0), "q8_0": (C.GGML_TYPE_Q8_0, 34 / 32), "f32": (C.GGML_TYPE_F32, 4.0)}
 PENALTY_WINDOW = 256  # last tokens that a repetition penalty looks at
@@ -116,6 +117,7 @@ class Model:
         self.path = path
         self.vocabulary = C.llama_vocab_n_tokens(self._vocab)
         self._pieces: dict[int, bytes] = {}
+        self._open = threading.Lock()
 
     @functools.cached_property
     def header(self) -> Header:
@@ -162,11 +164,17 @@ class Model:
         return found
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of plain text, control tokens not parsed. The text must be in NFC, as Qwen's own tokenizer makes it."""
+        """Ids of plain text, control tokens not parsed. The text must be in NFC, as Qwen's own tokenizer makes it.
+
+        From any thread. Raises GenerationFailed where the model was closed meanwhile.
+        """
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         ids = (C.llama_token * room)()
-        count = C.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
+        with self._open:
+            if not self._model:
+                raise GenerationFailed("The engine is closed: open the model again.")
+            count = C.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
         assert count >= 0, "a token is at least a byte"
         return ids[:count]
 
@@ -182,9 +190,10 @@ class Model:
         return C.llama_vocab_is_eog(self._vocab, token)
 
     def close(self) -> None:
-        if self._model:
-            C.llama_model_free(self._model)
-            self._model = None
+        with self._open:
+            if self._model:
+                C.llama_model_free(self._model)
+                self._model = None
 
     def _special(self, token: int) -> str:
         return C.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace") if token >= 0 else ""

@@ -36,6 +36,14 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token written. Its bytes come along, so that a reader needs nothing of a model that may be closed by then."""
+
+    id: int
+    text: bytes
+
+
+@dataclass(frozen=True)
 class End:
     """The last thing a reply's queue gives: how it ended, or the error."""
 
@@ -46,14 +54,14 @@ class End:
 
 @dataclass(eq=False)
 class Reply:
-    """One stream: its prompt, and the queue of token ids, `(read, total)` pairs and an End that its reader takes from."""
+    """One stream: its prompt, and the queue of Tokens, `(read, total)` pairs and an End that its reader takes from."""
 
     prompt: list[int]
     sampling: Sampling
     seed: int
     limit: int  # tokens it may write
     conversation: str | None
-    out: "queue.SimpleQueue[int | tuple[int, int] | End]" = field(default_factory=queue.SimpleQueue)
+    out: "queue.SimpleQueue[Token | tuple[int, int] | End]" = field(default_factory=queue.SimpleQueue)
     cancelled: bool = False
     slot: Slot | None = None
     sampler: Sampler | None = None
@@ -182,7 +190,7 @@ class Scheduler:
         while self._waiting and len(self._running) < self._parallel:
             reply = self._waiting[0]
             taken = sum(len(other.slot.tokens) + other.missing for other in self._running)
-            if self._running and taken + len(reply.tokens) + PIECE > self._context.size:
+            if self._running and taken + len(reply.tokens) + LEAST > self._context.size:
                 return  # it would only be thrown out again
             slot = self._place(reply.tokens, reply.conversation)
             if slot is None:
@@ -287,10 +295,10 @@ class Scheduler:
             for reply, count, row in parts:
                 start = len(reply.slot.tokens)
                 reply.slot.tokens += reply.tokens[start : start + count]
+                if not reply.written:
+                    reply.out.put((len(reply.slot.tokens), len(reply.prompt)))
                 if row >= 0:
                     self._draw(reply, row)
-                else:
-                    reply.out.put((len(reply.slot.tokens), len(reply.prompt)))
             return
         for reply, *_ in parts:  # nothing of this step is trusted: what of it is in memory goes
             self._context.cut(reply.slot.number, len(reply.slot.tokens))
@@ -312,7 +320,7 @@ class Scheduler:
         if self._model.ends(token):
             self._end(reply, "stop")
             return
-        reply.out.put(token)
+        reply.out.put(Token(token, self._model.piece(token)))
         if len(reply.written) >= reply.limit:
             self._end(reply, "length")
 

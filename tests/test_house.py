@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_
 ENGINES = {
     "scripted": {"scripted"},
     "gguf": {"gguf", "llama", "scheduler", "snapshots"},
-    "cuda": {"cuda", "batching", "noise"},
+    "cuda": {"cuda", "batching", "gumbel", "checkpoint", "fit"},
 }
 OUTER = {"session", "store", "ui", "source", "flags", "answer"}  # what no engine may know
 
@@ -136,7 +136,8 @@ def test_help_loads_nothing_heavy(module: str) -> None:
 
 
 def test_chatting_on_llama_cpp_never_loads_torch(tiny_gguf: Path) -> None:
-    code = f"from chat.__main__ import main\nassert main(['--model', {str(tiny_gguf)!r}, '--once', 'hi', '--max-tokens', '3']) == 0"
+    flags = ["--model", str(tiny_gguf), "--once", "hi", "--max-tokens", "3"]
+    code = f"from chat.__main__ import main\nassert main({flags!r}) == 0"
     loaded = loaded_by(code)
     assert "llama_cpp" in loaded and not loaded & {"torch", "transformers", "trl", "gradio"}
 

@@ -5,9 +5,11 @@ An engine joins by a maker in MAKERS. There is no point that an engine is excuse
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import pytest
 
@@ -33,8 +35,26 @@ def cuda(checkpoint) -> Engine:
     return cuda.open_cuda(checkpoint, context=CONTEXT, device="cpu", dtype="float32", streams=4, piece=32)
 
 
+def gguf(checkpoint) -> Engine:
+    from chat import gguf
+    from convert.run import convert
+
+    class Unhurried(gguf.Context):
+        """A model this small writes 10,000 tokens a second; tests that act in the middle need a middle."""
+
+        def decode(self, rows):
+            time.sleep(0.001)
+            return super().decode(rows)
+
+    file = checkpoint.parent / "contract-F32.gguf"
+    if not file.exists():
+        convert(checkpoint, file, quant=("F32",))
+    with patch.object(gguf, "Context", Unhurried):
+        return gguf.open_gguf(file, context=CONTEXT, kv="f32", threads=1)
+
+
 # Add an engine here: a function of a checkpoint directory (safetensors, see tests/tiny.py).
-MAKERS: list[Callable[..., Engine]] = [scripted, cuda]
+MAKERS: list[Callable[..., Engine]] = [scripted, gguf, cuda]
 PAGE = 16  # tokens that an engine may read again because it shares whole pages
 
 
