@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from chat.engine import ChatError, Chunk, Engine, Message, Sampling, Stats
+from chat.engine import ChatError, Chunk, ContextOverflow, Engine, Message, Sampling, Stats
+from chat.receipt import receipt
 from chat.store import Node, State, Store
 
 SAVE_S = 0.5  # how old the text on disk may be while an answer grows
@@ -31,11 +32,10 @@ class ModelState:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What goes to the engine, and what had to stay behind: `dropped` messages, with `note` saying so."""
+    """What goes to the engine, and how many messages had to stay behind."""
 
     messages: tuple[Message, ...]
     dropped: int = 0
-    note: str = ""
 
 
 class Answer:
@@ -64,6 +64,7 @@ class Answer:
         self.stats: Stats | None = None
         self.state: State = "writing"
         self.note = ""
+        self.dropped = 0
         self.begun = time.monotonic()
         self.reading_since = self.first_token_at = 0.0
         self._reading_from = 0
@@ -103,6 +104,9 @@ class Answer:
     def _run(self) -> None:
         try:
             self.state = self._stream()
+        except ContextOverflow as exc:
+            self.state, self.note = "failed", str(exc)
+            self._receipt = {"overflow": [exc.needed, exc.size]}
         except ChatError as exc:
             self.state, self.note = "failed", str(exc)
         except Exception as exc:  # noqa: BLE001 - the edge of this thread: whatever it was, the person is told
@@ -134,18 +138,19 @@ class Answer:
         prompt, sampling = self._prompt(engine), self._sampling(engine)
         if sampling.seed is None:  # drawn here, so that it is known of a stopped answer too
             sampling = replace(sampling, seed=secrets.randbits(32))
-        self.note = prompt.note
+        self.dropped = prompt.dropped
         self.phase = "reading"
         self.seq += 1
         with closing(engine.stream(prompt.messages, sampling, conversation=self.node.conversation)) as chunks:
             for chunk in chunks:
                 self._take(chunk)
                 if chunk.finish:
-                    self._receipt = receipt(engine, sampling, chunk, prompt)
+                    self._receipt = receipt(engine, sampling, chunk, prompt.messages, prompt.dropped)
                     return {"stop": "whole", "length": "length"}.get(chunk.finish, "stopped")
                 if self._stop.is_set():
                     break
-        self._receipt = receipt(engine, sampling, Chunk(finish="cancelled", stats=self._so_far(sampling)), prompt)
+        last = Chunk(finish="cancelled", stats=self._so_far(sampling))
+        self._receipt = receipt(engine, sampling, last, prompt.messages, prompt.dropped)
         return "stopped"
 
     def _so_far(self, sampling: Sampling) -> Stats | None:
@@ -198,25 +203,6 @@ class Answer:
         if chunk.text and now - self._saved_at >= SAVE_S:
             self._store.write(self.node.id, self.content, self.thinking, thought_s=self.thought_s)
             self._saved_at = now
-
-
-def receipt(engine: Engine, sampling: Sampling, last: Chunk, prompt: Prompt) -> dict[str, object]:
-    """How an answer came to be, for the person and for a replay."""
-    about = engine.about
-    made: dict[str, object] = {
-        "model": about.model,
-        "backend": about.backend,
-        "detail": about.detail,
-        "file": about.file,
-        "context": engine.context_size,
-        "sampling": {name: value for name, value in asdict(sampling).items() if name != "seed"},
-        "order": "repetition penalty, temperature, top-k, top-p, min-p",
-        "seed": sampling.seed,
-        "finish": last.finish,
-        "dropped": prompt.dropped,
-        "prompt_messages": len(prompt.messages),
-    }
-    return made | ({"stats": asdict(last.stats)} if last.stats else {})
 
 
 def texts(nodes: Sequence[Node]) -> list[Message]:

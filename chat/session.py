@@ -13,7 +13,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from chat.answer import Answer, ModelState, Prompt, texts
+from chat.archive import from_text, to_json, to_jsonl, to_markdown
 from chat.engine import BadRequest, Engine, Message, Sampling
+from chat.ledger import Ledger, fit, reserve, weigh
+from chat.receipt import Replay, full, replay
 from chat.store import Conversation, File, Found, Node, Store
 
 __all__ = ["Chats", "ModelState", "Session", "Turn", "View"]
@@ -49,6 +52,7 @@ class Chats:
         self._memory = Store(None)  # temporary conversations are never on disk
         self._answers: dict[str, Answer] = {}
         self._changes: dict[str, int] = {}
+        self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
         self._lock = threading.RLock()
         self.closed = False
 
@@ -81,6 +85,14 @@ class Chats:
         with self._lock:
             for name in names:
                 self._changes[name] = self._changes.get(name, 0) + 1
+
+    def attached(self, name: str) -> tuple[File, ...]:
+        return self._attached.get(name, ())
+
+    def attach(self, name: str, files: Sequence[File]) -> None:
+        with self._lock:
+            self._attached[name] = tuple(files)
+        self.changed(name)
 
     def store_of(self, name: str) -> Store:
         return self._memory if name.startswith("temporary-") else self.store
@@ -164,6 +176,8 @@ class Session:
             values["system"] = _text(system)
         if settings is not None:
             sampling(settings, Sampling())
+            if settings.get("overflow", "stop") not in ("stop", "drop"):
+                raise BadRequest("A conversation that does not fit is either stopped or loses its oldest turns.")
             values["settings"] = settings
         if values:
             self._change(name, **values)
@@ -184,16 +198,34 @@ class Session:
             turns.append(Turn(node, versions.index(node.id) + 1, len(versions)))
         return View(conversation, tuple(turns), self._chats.answer(name))
 
-    def send(self, name: str, text: str, *, files: Sequence[File] = (), after: int | None = None, begin: str = "") -> Answer:
-        """Store the person's message below `after` (None: as a first message) and start the answer, with the words `begin`."""
-        text, begin = _text(text), _text(begin)
+    def attached(self, name: str) -> tuple[File, ...]:
+        return self._chats.attached(self.conversation(name).id)
+
+    def attach(self, name: str, file: File) -> None:
+        """To the next message of the conversation."""
+        files = (*self.attached(name), File(_text(file.name), _text(file.text)))
+        if sum(len(one.text) for one in files) > LONGEST:
+            raise BadRequest(f"The files hold more than {LONGEST:,} characters together: send them in parts.")
+        self._chats.attach(name, files)
+
+    def detach(self, name: str, number: int) -> None:
+        files = self.attached(name)
+        self._chats.attach(name, files[:number] + files[number + 1 :])
+
+    def send(self, name: str, text: str, *, after: int | None = None, begin: str = "") -> Answer:
+        """Store the person's message below `after` (None: as a first message) and start the answer, with the words `begin`.
+
+        What is attached goes along.
+        """
+        text, begin, files = _text(text), _text(begin), self.attached(name)
         if not text.strip() and not files:
             raise BadRequest("There is nothing to send: type a message first.")
         if len(text) + sum(len(file.text) for file in files) > LONGEST:
             raise BadRequest(f"The message is longer than {LONGEST:,} characters: send it in parts.")
         conversation = self.conversation(name)
-        asked = Node(0, name, after, "user", text, files=tuple(files))
+        asked = Node(0, name, after, "user", text, files=files)
         answer = self._answer(conversation, [asked, _blank(name, None, begin)])
+        self._chats.attach(name, ())
         if not conversation.title:
             self._change(name, title=title_of(text or files[0].name))
         self._chats.changed(self.list_name)
@@ -247,9 +279,64 @@ class Session:
         if state.engine is None or self._chats.answer(name):
             return
         conversation = self.conversation(name)
-        state.engine.prefill(
-            [*self._history(conversation, conversation.tip), Message("user", _text(draft))], conversation=name
-        )
+        history = self._history(conversation, conversation.tip)
+        state.engine.prefill([*history, Message("user", _text(draft))], conversation=name)
+
+    def weigh(self, name: str, draft: str = "") -> Ledger | None:
+        """What the next prompt would hold, with what is typed and attached. None without a model, or anything to weigh."""
+        state, conversation = self._chats.model(), self.conversation(name)
+        messages = self._history(conversation, conversation.tip)
+        if draft.strip() or self.attached(name):
+            messages += texts([Node(0, name, None, "user", _text(draft), files=self.attached(name))])
+        if state.engine is None or all(message.role == "system" for message in messages):
+            return None
+        return weigh(state.engine, messages, reserve(state.engine, conversation.settings.get("max_tokens")))
+
+    def receipt(self, name: str, node: int) -> dict[str, Any]:
+        return full(self._node(name, node, "assistant"))
+
+    def replay(self, name: str, node: int) -> Replay:
+        """Write a stored answer again and compare. Takes as long as the answer did."""
+        kept, state, conversation = self._node(name, node, "assistant"), self._chats.model(), self.conversation(name)
+        if state.engine is None:
+            raise BadRequest(state.error or "The model is still being loaded: try again in a moment.")
+        messages = self._history(conversation, kept.parent)
+        dropped = kept.receipt.get("dropped", 0)
+        system = len(messages) - len([message for message in messages if message.role != "system"])
+        return replay(state.engine, kept, messages[:system] + messages[system + dropped :])
+
+    def begin_anew(self, name: str) -> tuple[Conversation, str]:
+        """A new conversation with the same settings, and a draft that outlines what was asked in the old one."""
+        old = self.view(name)
+        asked = [title_of(turn.node.content) for turn in old.turns if turn.node.role == "user" and turn.node.content.strip()]
+        made = self.create(system=old.conversation.system, settings=old.conversation.settings)
+        return made, "\n".join(f"- {line}" for line in asked)
+
+    # out and in
+
+    def export(self, form: str, name: str = "") -> str:
+        """As "json", "jsonl", or of one conversation "markdown". Without a name, all that are listed."""
+        chats = [self.conversation(name)] if name else [found.conversation for found in self.conversations()]
+        store = self._chats.store_of(name)
+        if form == "json":
+            return to_json([(chat, store.tree(chat.id)) for chat in chats])
+        if form == "jsonl":
+            return to_jsonl([(chat, store.path(chat.id, chat.tip)) for chat in chats])
+        if form == "markdown" and name:
+            return to_markdown(chats[0], store.path(name, chats[0].tip))
+        raise BadRequest("Conversations can be exported as json and jsonl, and a single one as markdown.")
+
+    def bring_in(self, text: str) -> list[Conversation]:
+        """What `export` gave, or another program's. All of it, or nothing and a sentence."""
+        made = []
+        for chat, nodes in from_text(_text(text)):
+            sampling(chat.settings, Sampling())
+            now = time.time()
+            first = next((node.content for node in nodes if node.role == "user"), "")
+            like = replace(chat, title=chat.title or title_of(first), created=chat.created or now, updated=chat.updated or now)
+            made.append(self._chats.store.plant(self.owner, like, nodes))
+        self._chats.changed(self.list_name)
+        return made
 
     # inside
 
@@ -278,18 +365,21 @@ class Session:
                 store,
                 last,
                 self._chats.model,
-                lambda engine: Prompt(tuple(self._history(conversation, last.id))),
+                lambda engine: self._prompt(engine, conversation, last),
                 lambda engine: sampling(conversation.settings, engine.about.sampling),
                 self._ended,
             )
 
         return self._chats.begin(name, make)
 
+    def _prompt(self, engine: Engine, conversation: Conversation, node: Node) -> Prompt:
+        settings = conversation.settings
+        free, policy = reserve(engine, settings.get("max_tokens")), settings.get("overflow", "stop")
+        return fit(engine, self._history(conversation, node.id), free, policy)
+
     def _ended(self, answer: Answer) -> None:
         self._chats.end(answer)
         self._chats.changed(self.list_name)
-        if answer.state in ("whole", "length", "stopped"):
-            self.ahead(answer.node.conversation, "")  # templates change a finished answer: read it again while nobody waits
 
 
 def sampling(settings: dict[str, Any], recommended: Sampling) -> Sampling:

@@ -260,15 +260,35 @@ class Store:
             ):
                 raise BadRequest("The message to go on from is not in this conversation: reload the page.")
             for node in nodes:
-                columns = (
-                    *(name, parent, node.role, node.content, node.thinking, node.state, node.note),
-                    *(_files(node.files), node.thought_s, node.created or now, json.dumps(node.receipt)),
-                )
-                places = ",".join("?" * len(columns))
-                parent = run(f"INSERT INTO messages({NODE.removeprefix('id, ')}) VALUES ({places})", columns).lastrowid
+                parent = _insert(run, name, parent, node, now)
                 added.append(_node(run(f"SELECT {NODE} FROM messages WHERE id = ?", (parent,)).fetchone()))
             run("UPDATE conversations SET tip = ?, updated = ? WHERE id = ?", (parent, now, name))
         return added
+
+    def plant(self, owner: str, like: Conversation, nodes: Sequence[Node]) -> Conversation:
+        """A whole new conversation in one transaction. `parent` of a node, and `like.tip`, are places in `nodes`."""
+        name, ids = uuid.uuid4().hex, []
+        with self._writing() as run:
+            run(
+                "INSERT INTO conversations(id, owner, title, pinned, created, updated, system, settings) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    name,
+                    owner,
+                    like.title,
+                    int(like.pinned),
+                    like.created,
+                    like.updated,
+                    like.system,
+                    json.dumps(like.settings),
+                ),
+            )
+            for node in nodes:
+                parent = None if node.parent is None else ids[node.parent]
+                ids.append(_insert(run, name, parent, node, like.created))
+            tip = ids[-1 if like.tip is None else like.tip] if ids else None
+            run("UPDATE conversations SET tip = ? WHERE id = ?", (tip, name))
+        return self.conversation(owner, name)
 
     def write(self, node: int, content: str, thinking: str, *, thought_s: float = 0.0) -> None:
         """An answer as far as it is."""
@@ -334,6 +354,15 @@ class Store:
             run("DELETE FROM presets WHERE owner = ? AND name = ?", (owner, name))
             if body is not None:
                 run("INSERT INTO presets VALUES (?, ?, ?)", (owner, name, json.dumps(body)))
+
+
+def _insert(run: Any, name: str, parent: int | None, node: Node, now: float) -> int:
+    columns = (
+        *(name, parent, node.role, node.content, node.thinking, node.state, node.note),
+        *(_files(node.files), node.thought_s, node.created or now, json.dumps(node.receipt)),
+    )
+    places = ",".join("?" * len(columns))
+    return run(f"INSERT INTO messages({NODE.removeprefix('id, ')}) VALUES ({places})", columns).lastrowid
 
 
 def _escaped(text: str) -> str:

@@ -1,11 +1,14 @@
 """What a person can do, on the scripted engine. `pytest tests/chat/test_session.py`"""
 
+import hashlib
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from chat.engine import BadRequest, Message, Sampling
+from chat.receipt import Replay
 from chat.scripted import ScriptedEngine
 from chat.session import Chats, ModelState, title_of
 from chat.store import File, Store
@@ -296,9 +299,13 @@ def test_an_answer_can_be_begun_with_given_words(house):
 def test_files_reach_the_model_as_text_before_the_words_about_them(house):
     home = house("ok")
     chat = home.ann.create()
-    home.ann.send(chat.id, "What is this?", files=[File("a.py", "x = '```'\n")]).wait(5)
+    home.ann.attach(chat.id, File("a.py", "x = '```'\n"))
+    home.ann.attach(chat.id, File("b.txt", "not this one"))
+    home.ann.detach(chat.id, 1)
+    home.ann.send(chat.id, "What is this?").wait(5)
     assert home.engine.asked[-1] == [Message("user", "a.py:\n````\nx = '```'\n````\n\nWhat is this?")]
     assert home.ann.view(chat.id).turns[0].node.content == "What is this?"
+    assert home.ann.attached(chat.id) == ()
 
 
 def test_settings_lie_over_what_the_model_recommends(house):
@@ -310,14 +317,11 @@ def test_settings_lie_over_what_the_model_recommends(house):
         home.ann.choose(chat.id, settings={"top_p": 7})
 
 
-def test_what_is_typed_is_read_ahead_and_a_finished_answer_again(house):
+def test_what_is_typed_is_read_ahead(house):
     home = house("Yes.")
-    chat = home.ann.create()
+    chat = home.ann.create(system="Be true.")
     home.ann.ahead(chat.id, "Is it t")
-    home.ann.send(chat.id, "Is it true?").wait(5)
-    wait_for(lambda: len(home.engine.read_ahead) == 2)
-    assert home.engine.read_ahead[0] == [Message("user", "Is it t")]
-    assert home.engine.read_ahead[1] == [Message("user", "Is it true?"), Message("assistant", "Yes."), Message("user", "")]
+    assert home.engine.read_ahead == [[Message("system", "Be true."), Message("user", "Is it t")]]
 
 
 def test_nobody_can_touch_anothers_conversation(house):
@@ -340,11 +344,106 @@ def test_nobody_can_touch_anothers_conversation(house):
         lambda: bob.rename(chat.id, "x"),
         lambda: bob.delete(chat.id),
         lambda: bob.ahead(chat.id, "x"),
+        lambda: bob.weigh(chat.id, "x"),
+        lambda: bob.attach(chat.id, File("a", "b")),
+        lambda: bob.receipt(chat.id, node),
+        lambda: bob.replay(chat.id, node),
+        lambda: bob.begin_anew(chat.id),
     ]
     for attempt in attempts:
         with pytest.raises(BadRequest):
             attempt()
     assert shown(home.ann, chat.id) == ["Q", "secret"] and home.ann.view(chat.id).turns[-1].versions == 1
+
+
+def long_chat(home, **settings):
+    chat = home.ann.create(system="Be kind.", settings=settings)
+    tip = None
+    for number in range(4):
+        answer = home.ann.send(chat.id, f"question {number} " + "word " * 20, after=tip)
+        assert answer.wait(5)
+        tip = answer.node.id
+    return chat, home.ann.view(chat.id).turns[-1].node
+
+
+def test_a_conversation_that_does_not_fit_is_refused_with_both_numbers(house):
+    home = house(*["ok"] * 9, context_size=100)
+    _, last = long_chat(home)
+    assert last.state == "failed" and "the context holds 100" in last.note
+    assert last.receipt["overflow"][0] > last.receipt["overflow"][1] == 100
+
+
+def test_the_oldest_turns_are_left_out_if_the_person_wants_so_and_it_is_said(house):
+    home = house(*["ok"] * 9, context_size=100)
+    chat, last = long_chat(home, overflow="drop")
+    assert last.state == "whole" and last.receipt["dropped"] == 4
+    asked = home.engine.asked[-1]
+    assert asked[0] == Message("system", "Be kind."), "the system prompt stays"
+    assert [message.content.split()[1] for message in asked if message.role == "user"] == ["2", "3"]
+    assert len(home.ann.view(chat.id).turns) == 8, "nothing is lost"
+
+
+def test_the_ledger_says_before_sending_what_will_not_fit(house):
+    home = house(*["ok"] * 9, context_size=100)
+    chat, _ = long_chat(home, overflow="drop")
+    ledger = home.ann.weigh(chat.id, "more " * 30)
+    assert (ledger.size, ledger.reserve, ledger.fits) == (100, 25, False)
+    assert ledger.needed == home.engine.count([row.message for row in ledger.rows])
+    assert [row.dropped for row in ledger.rows] == [False] + [True] * 8 + [False]
+    assert ledger.rows[-1].tokens == 30 and home.ann.weigh(home.ann.create().id) is None
+
+
+def test_a_new_chat_can_begin_with_an_outline_of_the_old(house):
+    home = house(*["ok"] * 9)
+    chat, _ = long_chat(home, temperature=0.5)
+    new, draft = home.ann.begin_anew(chat.id)
+    assert (new.system, new.settings) == ("Be kind.", {"temperature": 0.5})
+    assert draft.startswith("- question 0 word") and draft.count("\n") == 3
+
+
+def test_a_receipt_says_how_an_answer_came_to_be(house, tmp_path):
+    home = house("Yes, indeed.")
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"weights")
+    home.engine.about = replace(home.engine.about, file=str(weights))
+    chat = home.ann.create(settings={"temperature": 0.3})
+    answer = home.ann.send(chat.id, "Q")
+    answer.wait(5)
+    receipt = home.ann.receipt(chat.id, answer.node.id)
+    assert receipt["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert receipt["sampling"]["temperature"] == 0.3 and isinstance(receipt["sampling"]["seed"], int)
+    assert receipt["finish"] == "stop" and receipt["stats"]["completion"] == 2 and "Python" in receipt["versions"]
+
+
+def test_a_replay_is_identical_or_says_where_it_differs(house):
+    home = house()  # repeats the question, shuffled by the seed
+    chat = home.ann.create()
+    answer = home.ann.send(chat.id, "one two three four five six seven eight")
+    answer.wait(5)
+    assert home.ann.replay(chat.id, answer.node.id) == Replay(True, answer.stats.completion)
+    words = answer.content.split(" ")
+    home.engine._replies = [" ".join([*words[:4], "WRONG", *words[5:]])]
+    found = home.ann.replay(chat.id, answer.node.id)
+    assert (found.same, found.token, found.found) == (False, 5, "WRONG")
+    home.engine._replies = [" ".join(words[:4])]
+    assert home.ann.replay(chat.id, answer.node.id).token == 5
+
+
+def test_a_replay_that_would_say_nothing_is_refused(house):
+    home = house("a", "b")
+    chat = home.ann.create()
+    answer = home.ann.send(chat.id, "Q")
+    answer.wait(5)
+    home.ann.choose(chat.id, system="Something new.")
+    with pytest.raises(BadRequest, match="not as it was"):
+        home.ann.replay(chat.id, answer.node.id)
+    home.ann.choose(chat.id, system="")
+    home.engine.about = replace(home.engine.about, model="another")
+    with pytest.raises(BadRequest, match="'scripted', and now it is 'another'"):
+        home.ann.replay(chat.id, answer.node.id)
+    home.ann.edit(chat.id, answer.node.id, "typed by hand")
+    with pytest.raises(BadRequest, match="no receipt"):
+        home.ann.replay(chat.id, home.ann.view(chat.id).turns[-1].node.id)
 
 
 def test_a_temporary_conversation_is_never_on_disk(house, path):

@@ -1,0 +1,87 @@
+"""The context as a ledger: what fills it, what is kept free for the answer, and what must stay behind.
+
+Pure arithmetic over `Engine.count`; nothing is dropped that is not in the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from chat.answer import Prompt
+from chat.engine import Engine, Message
+
+Policy = Literal["stop", "drop"]  # what happens to a conversation that does not fit: refuse it, or leave the oldest turns out
+RESERVE = 512  # tokens kept for an answer whose length the person did not limit; never more than a quarter of the context
+
+
+@dataclass(frozen=True)
+class Row:
+    """One message and its tokens, about: what surrounds it in the template is counted once, in the total."""
+
+    message: Message
+    tokens: int
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """`needed` tokens of the whole prompt, exactly; `size` of the context; `reserve` of these kept for the answer."""
+
+    rows: tuple[Row, ...]
+    needed: int
+    size: int
+    reserve: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed + self.reserve <= self.size
+
+
+def reserve(engine: Engine, max_tokens: int | None) -> int:
+    return min(max_tokens or RESERVE, engine.context_size // 4)
+
+
+def weigh(engine: Engine, messages: Sequence[Message], kept_free: int) -> Ledger:
+    """Every message with its tokens, and which would be left out to make the rest fit."""
+    behind = len(messages) - len(_kept(engine, messages, kept_free))
+    first = _first_turn(messages)
+    empty = engine.count([Message("user", "")])
+    rows = [
+        Row(
+            message,
+            max(0, engine.count([Message("user", f"{message.thinking}{message.content}")]) - empty),
+            dropped=first <= number < first + behind,
+        )
+        for number, message in enumerate(messages)
+    ]
+    return Ledger(tuple(rows), engine.count(messages), engine.context_size, kept_free)
+
+
+def fit(engine: Engine, messages: Sequence[Message], kept_free: int, policy: Policy) -> Prompt:
+    """The prompt to be answered. With "stop" it is given whole, and the engine says by how much it is too long."""
+    if policy == "stop":
+        return Prompt(tuple(messages))
+    kept = _kept(engine, messages, kept_free)
+    return Prompt(tuple(kept), len(messages) - len(kept))
+
+
+def _kept(engine: Engine, messages: Sequence[Message], kept_free: int) -> list[Message]:
+    """Without the fewest oldest turns, each from a question to before the next; the system prompt and the last turn stay."""
+    first = _first_turn(messages)
+    cuts = [first, *(number for number in range(first + 1, len(messages)) if messages[number].role == "user")]
+
+    def without(cut: int) -> list[Message]:
+        return [*messages[:first], *messages[cut:]]
+
+    low, high = 0, len(cuts) - 1
+    while low < high:  # the fewest that are enough: fewer messages never take more tokens
+        middle = (low + high) // 2
+        if engine.count(without(cuts[middle])) + kept_free <= engine.context_size:
+            high = middle
+        else:
+            low = middle + 1
+    return without(cuts[low])
+
+
+def _first_turn(messages: Sequence[Message]) -> int:
+    return next((number for number, message in enumerate(messages) if message.role != "system"), len(messages))
