@@ -3,12 +3,12 @@
 `open_cuda(Path("models/Qwen3-4B"))` checks the files, plans the memory, loads, and returns a CudaEngine.
 """
 
+import gc
 import queue
 import random
 import re
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -289,8 +289,9 @@ class CudaEngine:
         for reply in replies:
             reply.out.put(End(error=death))
         worker.stop(10.0)
-        traceback.clear_frames(death.__traceback__)  # its frames hold the old pool, and there is no room for two
         worker = None
+        forget_frames(death)
+        gc.collect()
         try:
             fresh = self._new_worker()
         except (MemoryError, RuntimeError, ValueError) as exc:  # as after an error of the device: only a new process helps
@@ -317,6 +318,13 @@ class CudaEngine:
     def _watch(self, request: str, read: int) -> None:
         if (reply := self._running.get(request)) and not reply.written:
             reply.out.put(read)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """They hold the old pool, and there is no room for two. The library has logged them."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def failure(error: BaseException) -> ChatError:

@@ -6,6 +6,7 @@
 import json
 import threading
 import time
+import weakref
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
@@ -394,6 +395,20 @@ def test_a_reply_as_long_as_the_pool_is_written(directory):
 # ---- cancel
 
 
+@pytest.mark.parametrize("messages", [LONG, HELLO], ids=["reading", "writing"])
+def test_a_closed_stream_takes_one_step_more_at_most(fresh, messages):
+    steps = []
+    fresh._model.register_forward_pre_hook(lambda *_: steps.append(time.sleep(0.02)))
+    scheduler = fresh._worker._manager.batch_processor.scheduler
+    stream = fresh.stream(messages, replace(GREEDY, max_tokens=200))
+    next(chunk for chunk in stream if messages is LONG or chunk.tokens)
+    until(lambda: steps)
+    before = len(steps)
+    stream.close()
+    until(lambda: not scheduler.has_pending_requests())
+    assert len(steps) <= before + 2  # the step that ran, and one that had begun to be prepared
+
+
 def test_ten_cancelled_replies_leave_nothing_behind(fresh):
     for number in range(10):
         stream = fresh.stream(LONG if number % 2 else HELLO, replace(WILD, seed=number, max_tokens=200))
@@ -487,6 +502,24 @@ def test_who_waits_when_the_worker_dies_is_served_by_the_next(fresh):
         except GenerationFailed:
             ends.append("failed")
     assert sorted(ends) == ["failed"] * 4 + ["length"] * 2
+
+
+def test_the_pool_of_a_dead_worker_is_given_back_before_the_next_is_made(fresh):
+    """The error that a reader keeps would keep it: there is no room for two."""
+    pool = weakref.ref(fresh._worker._manager.batch_processor.cache)
+    made = []
+    make = fresh._new_worker
+
+    def watched():
+        made.append(pool() is None)
+        return make()
+
+    fresh._new_worker = watched
+    fail_once(fresh, RuntimeError("the device is lost"))
+    with pytest.raises(GenerationFailed) as caught:
+        text_of(fresh)
+    assert text_of(fresh)
+    assert made == [True] and caught.value.__cause__ is not None
 
 
 def test_it_dies_and_lives_again_and_again(fresh):
