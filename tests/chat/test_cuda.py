@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import threading
 import time
 import weakref
@@ -504,8 +505,9 @@ def test_who_waits_when_the_worker_dies_is_served_by_the_next(fresh):
     assert sorted(ends) == ["failed"] * 4 + ["length"] * 2
 
 
-def test_the_pool_of_a_dead_worker_is_given_back_before_the_next_is_made(fresh):
+def test_the_pool_of_a_dead_worker_is_given_back_before_the_next_is_made(fresh, caplog):
     """The error that a reader keeps would keep it: there is no room for two."""
+    caplog.set_level(logging.CRITICAL, logger="ContinuousBatchingLogger")  # pytest keeps what is logged
     pool = weakref.ref(fresh._worker._manager.batch_processor.cache)
     made = []
     make = fresh._new_worker
