@@ -160,6 +160,20 @@ class Evaluation:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.autocast):
             return rollout(self.student.model, prompts, keys, sampling)
 
+    def examples(self, count: int = 4) -> list[dict[str, str]]:
+        """Greedy answers to a few held-out prompts, of the student and of the teacher."""
+        rows = [row for row in self.rows if row.prompt][:count]
+        if not rows:
+            return []
+        found = [
+            {"prompt": self.decode(row.ids[: row.prompt]), "student": self.decode(answer)}
+            for row, answer in zip(rows, self.sample(rows, 0.0), strict=True)
+        ]
+        if self.teacher:
+            for one, answer in zip(found, self.sample(rows, 0.0, of_teacher=True), strict=True):
+                one["teacher"] = self.decode(answer)
+        return found
+
     def teacher_scores(self) -> dict:
         """The task's score of the teacher, for the share of the gap that is closed."""
         rows = [row for row in self.rows if row.prompt]

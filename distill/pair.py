@@ -12,12 +12,16 @@ from distill.recipe import ADAPTER_OFF, Recipe
 from distill.tokens import end_tokens, tokenizer_hash
 
 
-def check_pair(recipe: Recipe, tokenizer, ends: Sequence[int]) -> None:
-    """Raises DistillError with both values when the tokenizers, templates, special tokens or end tokens differ."""
+def check_pair(recipe: Recipe, tokenizer, ends: Sequence[int]) -> list[str]:
+    """Raises DistillError with both values when tokenizers, templates, special tokens or end tokens differ.
+
+    Gives a sentence per difference that the recipe accepts.
+    """
+    accepted: list[str] = []
     if recipe.teacher == ADAPTER_OFF:
         if not recipe.lora_rank:
             raise DistillError("teacher is adapter-off, but lora_rank is 0: there is no adapter to switch off; set lora_rank.")
-        return
+        return accepted
     other = models.load_tokenizer(recipe.teacher, "teacher")
     theirs = end_tokens(other, models.generation_ends(recipe.teacher))
     if tokenizer_hash(tokenizer) != tokenizer_hash(other):
@@ -35,11 +39,14 @@ def check_pair(recipe: Recipe, tokenizer, ends: Sequence[int]) -> None:
         ("special tokens", sorted(tokenizer.all_special_tokens), sorted(other.all_special_tokens)),
         ("end tokens", named(tokenizer, ends), named(tokenizer, theirs)),
     ):
-        if ours != there and what not in recipe.accept:
+        if ours != there and what in recipe.accept:
+            accepted.append(f"accepted: student and teacher differ in their {what}: {shorten(ours)} and {shorten(there)}")
+        elif ours != there:
             raise DistillError(
                 f"Student and teacher differ in their {what}: {shorten(ours)} and {shorten(there)}; make them equal first "
                 f"(or answers begin or end where the other model does not expect it), or say accept: [{what}]."
             )
+    return accepted
 
 
 def named(tokenizer, ends: Sequence[int]) -> str:

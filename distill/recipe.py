@@ -224,3 +224,33 @@ def coerce(name: str, value: object, kind: object) -> object:
         return kind(number)
     except (TypeError, ValueError, OverflowError) as exc:
         raise DistillError(f"{name} is {value!r}; expected {'true or false' if kind is bool else kind.__name__}.") from exc
+
+
+def commented() -> str:
+    """Every key with its default and comment: the fields of Recipe, as YAML."""
+    import inspect
+
+    import yaml
+
+    lines, defaults = ["# Every key and its default. Remove what you do not change."], Recipe()
+    body = inspect.getsource(Recipe).split("def __post_init__")[0]
+    for line in body.splitlines():
+        text = line.strip()
+        name, colon, rest = text.partition(": ")
+        if text.startswith("# "):
+            lines += ["", f"# {text[2:]}"]
+        elif colon and name in Recipe.__dataclass_fields__:
+            value = getattr(defaults, name)
+            shown = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+            comment = rest.partition("  # ")[2]
+            lines.append(f"{name}: {shown.splitlines()[0]}" + (f"  # {comment}" if comment else ""))
+    return "\n".join(lines) + "\n"
+
+
+def bundled(name: str) -> str:
+    """The text of a recipe that comes with the project. Raises DistillError."""
+    folder = Path(__file__).with_name("recipes")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise DistillError(f"There is no bundled recipe {name!r}; there are {', '.join(names)}.")
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ def write_whole(target: Path, fill: Callable[[Path], None]) -> None:
     part.mkdir(parents=True)
     try:
         fill(part)
-        for file in part.iterdir():
+        for file in part.rglob("*"):
             sync(file)
         sync(part)
         old = target.with_name(f".{target.name}.old")

@@ -43,8 +43,7 @@ class Trainer:
         self.tokenizer = models.load_tokenizer(recipe.student)
         self.ends = end_tokens(self.tokenizer, models.generation_ends(recipe.student))
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.ends[0]
-        if recipe.needs_teacher:
-            check_pair(recipe, self.tokenizer, self.ends)
+        self.accepted = check_pair(recipe, self.tokenizer, self.ends) if recipe.needs_teacher else []
         self.data = read_dataset(recipe, self.tokenizer, self.ends, run.cache)
         self.model = models.load_model(recipe.student, "student", DTYPES[recipe.dtype]).to(device)
         self.vocabulary = min(len(self.tokenizer), len(models.head_of(self.model)))
@@ -275,6 +274,8 @@ class Trainer:
 
     def look_at_teacher(self) -> Iterator[dict]:
         """What is odd about the pair before the first step."""
+        for difference in self.accepted:
+            yield self.note(difference)
         if self.teacher and self.recipe.teacher != ADAPTER_OFF and are_identical(self.model, self.teacher.model):
             yield self.note("warning: student and teacher have identical weights; there is nothing to learn")
         if self.teacher and self.score and self.data.held_out:
@@ -294,6 +295,8 @@ class Trainer:
             line["gap_closed"] = gap_closed(line["greedy_score"], start, teacher, error)
         line["seconds"] = round(time.perf_counter() - begin, 3)
         yield self.log(line)
+        if self.recipe.eval_samples and self.done in (0, self.steps) and (shown := self.evaluation().examples()):
+            yield self.log({"kind": "samples", "step": self.done, "samples": shown})
         if self.done == 0 and self.recipe.warm_start != "off":
             yield from self.warm_start(line)
         self.keep_best(line)
@@ -355,14 +358,19 @@ class Trainer:
             self.run.save_checkpoint(self.done, weights, optimizer, state, self.recipe.keep_checkpoints)
         self.machine.wait()
 
-    def restore(self, step: int) -> None:
-        """The state after `step` steps."""
+    def load_weights(self, step: int) -> tuple[dict, dict]:
+        """The weights after `step` steps; gives the rest of the checkpoint: (optimizer, state)."""
         weights, optimizer, state = self.run.load_checkpoint(step)
         if set(weights) != set(self.parameters):
             raise DistillError(f"The checkpoint of step {step} belongs to another model than the recipe's student.")
         with torch.no_grad():
             for name, value in weights.items():
                 self.parameters[name].copy_(value)
+        return optimizer, state
+
+    def restore(self, step: int) -> None:
+        """The state after `step` steps."""
+        optimizer, state = self.load_weights(step)
         load_optimizer_state(self.optimizer, self.parameters, optimizer)
         self.done, self.tokens = step, state["tokens"]
         self.best, self.start, self.watch = state["best"], state["start"], Watch(**state["watch"])
