@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from chat import presets
 from chat.answer import Answer, ModelState, Prompt, texts
 from chat.archive import from_text, to_json, to_jsonl, to_markdown
 from chat.engine import BadRequest, Engine, Message, Sampling
 from chat.ledger import Ledger, fit, reserve, weigh
+from chat.presets import Preset
 from chat.receipt import Replay, full, replay
 from chat.store import Conversation, File, Found, Node, Store
 
@@ -182,6 +184,19 @@ class Session:
         if values:
             self._change(name, **values)
 
+    def allow_drop(self, name: str) -> None:
+        """From now on the oldest turns may be left out of this conversation's prompts."""
+        self.choose(name, settings={**self.conversation(name).settings, "overflow": "drop"})
+
+    def presets(self) -> list[Preset]:
+        return presets.all_of(self._chats.store, self.owner)
+
+    def keep_preset(self, preset: Preset) -> None:
+        presets.keep(self._chats.store, self.owner, preset)
+
+    def forget_preset(self, name: str) -> None:
+        presets.forget(self._chats.store, self.owner, name)
+
     def _change(self, name: str, **values: Any) -> None:
         self.conversation(name)
         self._chats.store_of(name).change(name, **values)
@@ -292,8 +307,9 @@ class Session:
             return None
         return weigh(state.engine, messages, reserve(state.engine, conversation.settings.get("max_tokens")))
 
-    def receipt(self, name: str, node: int) -> dict[str, Any]:
-        return full(self._node(name, node, "assistant"))
+    def receipt(self, name: str, node: int) -> tuple[dict[str, Any], Node]:
+        kept = self._node(name, node, "assistant")
+        return full(kept), kept
 
     def replay(self, name: str, node: int) -> Replay:
         """Write a stored answer again and compare. Takes as long as the answer did."""

@@ -5,17 +5,25 @@
 
 import ctypes
 import importlib.util
+import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chat.engine import BackendUnavailable, BadRequest, ChatError, Engine, ModelUnusable
-from chat.hub import Report, cached, fetch
+from chat.hub import cached
+
+if TYPE_CHECKING:
+    from convert.progress import Progress
 
 FLAGSHIP = "burtenshaw/Qwen3-4B-GKD-Tulu"
 BUNDLED = Path(__file__).parent / "bundled" / "guide.gguf"
 BACKENDS = ("auto", "cuda", "llama.cpp", "scripted")
+Report = Callable[[str, float | None], None]  # what is being done, and how far it is from 0 to 1 if that is known
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -50,7 +58,7 @@ def open_engine(choice: Choice, report: Report = lambda text, fraction: None) ->
     found = locate(choice)
     cuda = wants_cuda(choice, found)
     if isinstance(found, str):
-        found = fetch(found, choice.offline, report)
+        found = fetch(found, choice, report)
     return open_cuda(found, choice, report) if cuda else open_gguf(found, choice, report)
 
 
@@ -161,25 +169,57 @@ def open_gguf(found: Path, choice: Choice, report: Report) -> Engine:
     )
 
 
+def fetch(hub_id: str, choice: Choice, report: Report) -> Path:
+    """Download a model into the Hugging Face cache. What is there already is kept; wrong bytes are never used."""
+    if choice.offline:
+        raise ModelUnusable(
+            f"{hub_id} is not on this disk and the app is offline: start once without --offline (and HF_HUB_OFFLINE), "
+            "or copy the model's folder here and give its path."
+        )
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the hub's library is imported
+    from convert import run
+
+    report(f"Asking the hub for {hub_id}", None)
+    with _converts():
+        return run.fetch(hub_id, progress=lambda step: report(*_said(step, f"Downloading {hub_id}")))
+
+
 def to_gguf(folder: Path, choice: Choice, report: Report) -> Path:
-    """The converted file of a model folder, made if it is not there yet. A conversion that was killed goes on."""
-    from convert.errors import ConvertError
-    from convert.run import Progress, convert
+    """The converted file of a model folder, made if it is not there yet. A conversion that was killed goes on.
+
+    Its tokenizer and bytes are checked; measuring its quality takes minutes, so that is left to `python -m convert verify`.
+    """
+    from convert import run
 
     out = converted(_name(folder, choice), choice)
-    if out.is_file():
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = f"Converting to {choice.quant.upper()}"
+        with _converts():
+            run.convert(
+                folder,
+                out,
+                quant=(choice.quant.upper(),),
+                verify="none",
+                progress=lambda step: report(*_said(step, text)),
+            )
+    return out
 
-    def step(progress: Progress) -> None:
-        left = f", {progress.seconds_left:,.0f} s left" if progress.seconds_left is not None else ""
-        report(f"Converting to {choice.quant.upper()}{left}", progress.fraction)
+
+@contextmanager
+def _converts() -> Iterator[None]:
+    """convert's errors as ours: its sentences are for the same person."""
+    from convert.errors import ConvertError
 
     try:
-        convert(folder, out, quant=(choice.quant,), progress=step)
+        yield
     except ConvertError as exc:
         raise ModelUnusable(str(exc)) from exc
-    return out
+
+
+def _said(step: "Progress", text: str) -> tuple[str, float]:
+    left = step.seconds_left
+    return text + (f", {left:,.0f} s left" if left and step.seconds > 2 else ""), step.fraction
 
 
 def _name(folder: Path, choice: Choice) -> str:

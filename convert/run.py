@@ -29,6 +29,18 @@ def convert(
     return finish(converting(Request(source, out, **options)), progress)
 
 
+def fetch(name: str, *, progress: Callable[[Progress], None] | None = None) -> Path:
+    """The directory of owner/name[@revision]: downloaded where it is not in the cache, weights checked by their sha256.
+
+    Raises ConvertError. For a program that runs a model's own files.
+    """
+    try:
+        from convert.preflight import check_out
+    except ImportError as error:
+        raise ConvertError(f"Downloading needs the package {error.name}: pip install -r requirements-cpu.txt.") from error
+    return finish(check_out(name), progress).directory
+
+
 def converting(request: Request) -> Generator[Progress, None, list[Result]]:
     """`convert` as a generator: yields Progress, returns the results, may be closed at any time."""
     began = time.monotonic()

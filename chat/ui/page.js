@@ -13,6 +13,7 @@ let turns = []; // [id, key] of the shown path
 let texts = new Map(); // id -> the text as stored
 let chat = ""; // the open conversation
 let query = "";
+let model;
 let wake = () => {}; // ends the waiting question
 let live = null; // {node, text, thought}: blocks that are shown for good
 
@@ -89,8 +90,13 @@ async function show(news) {
   have = news.have;
   if (news.turns) await showTurns(news.turns);
   if (news.chat) showTitle(news.chat);
+  if (news.files !== undefined) swap(find("#files .chips"), news.files);
   if ("list" in news) showList(news.list);
   if (news.status !== undefined) swap(find("#status"), news.status);
+  if (news.have.model !== model) {
+    model = news.have.model;
+    if (!turns.length) press("#opened"); // the settings show what the new model recommends
+  }
   if (news.live) showLive(news.live);
   place();
   noted();
@@ -257,6 +263,7 @@ function open(name) {
     live = null;
     have = { list: have.list, model: have.model };
     find("#transcript").replaceChildren();
+    swap(find("#files .weight"), "");
     document.body.classList.toggle("temporary", chat.startsWith("temporary-"));
     follows = true;
     place();
@@ -306,6 +313,25 @@ const deeds = {
     theBox().focus();
   },
   "copy-code": (button) => copy(button, find("pre", button.closest(".code")).textContent),
+  attach: () => find("#pick").click(),
+  detach: (button) => act("detach", { number: +button.dataset.number }),
+  allow_drop: async () => (await act("allow_drop")) && weigh(),
+  drop_oldest: (button, id) => act("drop_oldest", { node: id }),
+  anew: () => tell("anew", { chat }, (made) => {
+    open(made.chat);
+    fill("#box", made.draft);
+  }),
+  ledger: () => tell("weigh", { chat, text: theBox().value, whole: true }, (made) => made.ledger && dialog(made.ledger)),
+  receipt: (button, id) => tell("receipt", { chat, node: id }, (made) => dialog(made.html)),
+  replay: (button) => {
+    find("#replayed").textContent = say.replay_running;
+    button.disabled = true;
+    tell("replay", { chat, node: +button.dataset.node }, (made) => (find("#replayed").innerHTML = made.html), (why) => {
+      find("#replayed").textContent = why;
+    });
+  },
+  export: () => dialog(exports()),
+  import: () => find("#bring").click(),
   copy: (button, id) => copy(button, texts.get(id) ?? ""),
   regenerate: (button, id) => act("regenerate", { node: id }),
   continue: (button, id) => act("continue", { node: id }),
@@ -324,6 +350,53 @@ const deeds = {
     toast(say.deleted.replace("{title}", title), "", say.undo, () => act("restore", { chat: name }));
   },
 };
+
+async function tell(path, body, then, otherwise = (why) => toast(why, "error")) {
+  try {
+    then(await ask(path, body));
+  } catch (error) {
+    otherwise(error instanceof Refused ? error.message : say.lost);
+  }
+}
+
+function dialog(html) {
+  const box = find("#dialog");
+  find("div", box).innerHTML = html;
+  if (!box.open) box.showModal();
+}
+
+function exports() {
+  const link = (form, name, label) =>
+    `<li><a href="${at(`chat/export?form=${form}&chat=${name}`)}" download>${label}</a></li>`;
+  const own = turns.length
+    ? link("markdown", chat, say.export_markdown) + link("json", chat, say.export_json) : "";
+  return `<h2>${say.export}</h2><ul class="menu">${own}${link("json", "", say.export_all)}${link("jsonl", "", say.export_jsonl)}</ul>` +
+    `<button type="button" data-do="import">${say.import}</button>`;
+}
+
+// ---------------------------------------------------------------- files
+
+async function attach(files) {
+  for (const file of files) {
+    const data = await new Promise((done) => {
+      const reader = new FileReader();
+      reader.onload = () => done(reader.result.slice(reader.result.indexOf(",") + 1));
+      reader.readAsDataURL(file);
+    });
+    await tell("file", { chat, name: file.name, data: file.size ? data : "" }, () => {});
+  }
+  weigh();
+  focusBox();
+}
+
+async function bringIn(file) {
+  const text = await file.text();
+  await tell("import", { text }, (made) => {
+    find("#dialog").close();
+    open(made.chat);
+    toast(say.imported.replace("{count}", made.count));
+  });
+}
 
 function clicked(event) {
   const button = event.target.closest("[data-do]");
@@ -482,8 +555,18 @@ function typed() {
   noted();
   const text = theBox().value;
   clearTimeout(typing);
-  if (text.trim() && turns.length) {
-    typing = setTimeout(() => ask("act", { do: "ahead", chat, text: theBox().value }).catch(() => {}), 400);
+  typing = setTimeout(weigh, 400);
+}
+
+// Let the model read what is typed, and learn whether it will fit.
+async function weigh() {
+  const text = theBox().value;
+  if (document.body.classList.contains("busy")) return;
+  try {
+    const found = await ask("weigh", { chat, text, whole: false });
+    if (text === theBox().value) swap(find("#files .weight"), text.trim() || find("#files .file") ? found.line : "");
+  } catch {
+    // not worth a word: it is asked again with the next letter
   }
 }
 
@@ -499,7 +582,7 @@ function build() {
   const bar = document.createElement("header");
   bar.id = "bar";
   bar.innerHTML = `<h1 id="title"></h1><span class="temporary-note">${say.temporary}</span>` +
-    `<span class="tools">${button("light_dark")}${button("help")}${button("settings")}</span>`;
+    `<span class="tools">${button("light_dark")}${button("export")}${button("help")}${button("settings")}</span>`;
   const empty = document.createElement("section");
   empty.id = "empty";
   empty.innerHTML = `<h2>${say.empty_title}</h2><p>${say.empty_text}</p><div>` +
@@ -508,9 +591,19 @@ function build() {
   frame.before(bar, empty);
   frame.setAttribute("role", "log");
   frame.setAttribute("aria-live", "off"); // a screen reader is told the beginning and the end, not each word
+  find("#files").innerHTML = `<div class="chips"></div><div class="weight" role="status"></div>`;
+  const pick = document.createElement("button");
+  pick.type = "button";
+  pick.id = "attach";
+  pick.dataset.do = "attach";
+  pick.title = pick.ariaLabel = say.attach;
+  find("#row").prepend(pick);
   const under = document.createElement("div");
   under.innerHTML = `<p id="announcer" role="status" aria-live="polite"></p><p id="toast" role="alert"></p>` +
-    `<p id="lost" role="alert">${say.lost}</p>` + help();
+    `<p id="lost" role="alert">${say.lost}</p>` + help() +
+    `<dialog id="dialog"><div></div><button type="button" data-do="close">${say.close}</button></dialog>` +
+    `<input type="file" id="pick" multiple hidden><input type="file" id="bring" accept=".json,.jsonl" hidden>` +
+    `<p id="drop-here">${say.drop_here}</p>`;
   document.body.append(...under.children);
   const down = document.createElement("button");
   down.type = "button";
@@ -567,6 +660,26 @@ async function begin() {
   find("#list input").addEventListener("input", (event) => {
     query = event.target.value;
     wake();
+  });
+  for (const [selector, use] of [["#pick", attach], ["#bring", (files) => bringIn(files[0])]]) {
+    find(selector).addEventListener("change", (event) => {
+      const files = [...event.target.files];
+      event.target.value = "";
+      if (files.length) use(files);
+    });
+  }
+  addEventListener("dragover", (event) => {
+    if (![...event.dataTransfer.types].includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  for (const name of ["dragleave", "drop"]) {
+    addEventListener(name, (event) => (name === "drop" || !event.relatedTarget) && document.body.classList.remove("dropping"));
+  }
+  addEventListener("drop", (event) => {
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
+    attach([...event.dataTransfer.files]);
   });
   const draft = localStorage.getItem("draft");
   if (draft && !theBox().value) fill("#box", draft);

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from chat.engine import BadRequest, ChatError, Sampling
-from chat.session import Chats, Session
-from chat.ui.routes import Guard, Mode, Page
+from chat.presets import OURS, Preset
+from chat.session import Chats, ModelState, Session
+from chat.ui.guard import Guard, Mode
+from chat.ui.routes import Page
 from chat.ui.words import EN, LANGUAGES
 
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-FIELDS = ("system", "begin", "thinking", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
+FIELDS = (
+    *("system", "begin", "thinking", "temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "max_tokens", "seed", "overflow"),
+)
 
 
 def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blocks:
@@ -47,20 +53,24 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blo
                     send = gr.Button(say("send"), elem_id="send", variant="primary", scale=0, min_width=40)
                 _frame("status")
         with gr.Sidebar(elem_id="settings", width=320, position="right", open=False):
-            fields = _settings(say, chats)
+            preset = gr.Dropdown(_presets(say, []), label=say("preset"), elem_id="preset", interactive=True)
+            fields = _settings(say)
+            with gr.Accordion(say("preset_name"), open=False):
+                preset_name = gr.Textbox(show_label=False, container=False, elem_id="preset-name", max_lines=1)
+                with gr.Row():
+                    keep = gr.Button(say("preset_keep"), size="sm", elem_id="preset-keep")
+                    forget = gr.Button(say("preset_forget"), size="sm", elem_id="preset-forget")
         inputs = list(fields.values())
 
+        @_said
         def send_it(text: str, place: str, request: gr.Request, *values: Any) -> Any:
             at, own = json.loads(place), session(request)
-            try:
-                own.open(at["chat"])
-                own.choose(at["chat"], **_chosen(values))
-                own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")])
-            except ChatError as exc:
-                gr.Warning(str(exc), duration=6, title="")
-                return gr.skip(), gr.skip()
+            own.open(at["chat"])
+            own.choose(at["chat"], **_chosen(values))
+            own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")] or "")
             return "", ""
 
+        @_said
         def choose(place: str, request: gr.Request, *values: Any) -> None:
             at, own = json.loads(place or "{}"), session(request)
             if at.get("chat"):
@@ -68,23 +78,48 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blo
                 own.choose(at["chat"], **_chosen(values))
 
         def show(place: str, request: gr.Request) -> list[Any]:
-            """The settings of the conversation that was opened."""
+            """The settings of the conversation that was opened, and the presets there are."""
             at, own = json.loads(place or "{}"), session(request)
             try:
                 chat = own.conversation(at.get("chat", ""))
                 kept: dict[str, Any] = {"system": chat.system, **chat.settings}
             except ChatError:
                 kept = {}
-            state = chats.model()
-            return _shown(kept, state.engine.about.sampling if state.engine else Sampling(), state)
+            return [gr.update(choices=_presets(say, own.presets()), value=None), *_shown(kept, chats.model())]
+
+        def wear(name: str | None, place: str, request: gr.Request) -> list[Any]:
+            """Put a preset's system prompt and settings into the form, and keep them with the conversation."""
+            at, own = json.loads(place or "{}"), session(request)
+            chosen = next((one for one in own.presets() if one.name == name), None)
+            if chosen is None:
+                return [gr.skip()] * len(FIELDS)
+            if at.get("chat"):
+                own.open(at["chat"])
+                own.choose(at["chat"], system=chosen.system, settings=dict(chosen.settings))
+            return _shown({"system": chosen.system, **chosen.settings}, chats.model())
+
+        @_said
+        def keep_preset(name: str, request: gr.Request, *values: Any) -> Any:
+            own, chosen = session(request), _chosen(values)
+            own.keep_preset(Preset(name or "", chosen["system"], chosen["settings"]))
+            return gr.update(choices=_presets(say, own.presets()), value=" ".join(name.split())), ""
+
+        @_said
+        def forget_preset(name: str | None, request: gr.Request) -> Any:
+            own = session(request)
+            own.forget_preset(name or "")
+            return gr.update(choices=_presets(say, own.presets()), value=None), gr.skip()
 
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         for event in (box.submit, send.click):
             event(send_it, [box, here, *inputs], [box, fields["begin"]], **quick)
-        for name, field in fields.items():
-            event = field.release if isinstance(field, gr.Slider) else field.change if name == "thinking" else field.blur
+        for field in fields.values():
+            event = field.release if isinstance(field, gr.Slider) else field.blur if hasattr(field, "blur") else field.input
             event(choose, [here, *inputs], None, **quick)
-        opened.click(show, here, inputs, **quick)
+        opened.click(show, here, [preset, *inputs], **quick)
+        preset.input(wear, [preset, here], inputs, **quick)
+        keep.click(keep_preset, [preset_name, *inputs], [preset, preset_name], **quick)
+        forget.click(forget_preset, preset, [preset, preset_name], **quick)
     blocks.page, blocks.words = page, say
     return blocks
 
@@ -95,7 +130,7 @@ def _frame(name: str) -> None:
         pass
 
 
-def _settings(say: gr.I18n, chats: Chats) -> dict[str, Any]:
+def _settings(say: gr.I18n) -> dict[str, Any]:
     default = Sampling()
     with gr.Column(elem_id="fields"):
         fields: dict[str, Any] = {
@@ -117,6 +152,8 @@ def _settings(say: gr.I18n, chats: Chats) -> dict[str, Any]:
                 "max_tokens": gr.Number(0, label=say("max_tokens"), precision=0, minimum=0),
                 "seed": gr.Textbox(label=say("seed"), max_lines=1),
             }
+        policies = [(say(f"overflow_{policy}"), policy) for policy in ("stop", "drop")]
+        fields["overflow"] = gr.Radio(policies, value="stop", label=say("overflow"), elem_id="overflow")
     assert tuple(fields) == FIELDS
     return fields
 
@@ -124,18 +161,19 @@ def _settings(say: gr.I18n, chats: Chats) -> dict[str, Any]:
 def _chosen(values: Sequence[Any]) -> dict[str, Any]:
     """From the form: the system prompt and the settings."""
     form = dict(zip(FIELDS, values, strict=True))
-    settings = {name: form[name] for name in FIELDS[2:]}
-    settings["top_k"] = int(settings["top_k"])
-    settings["max_tokens"] = int(settings["max_tokens"] or 0) or None
-    seed = str(settings["seed"] or "").strip()
+    settings = {name: form[name] for name in FIELDS[2:] if form[name] is not None}
+    settings["top_k"] = int(settings.get("top_k") or 0)
+    settings["max_tokens"] = int(settings.get("max_tokens") or 0) or None
+    seed = str(settings.get("seed") or "").strip()
     if seed and not seed.isdecimal():
         raise BadRequest(f"The seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}, or empty.")
     settings["seed"] = int(seed) if seed else None
     return {"system": form["system"] or "", "settings": settings}
 
 
-def _shown(kept: dict[str, Any], recommended: Sampling, state: Any) -> list[Any]:
-    """To the form."""
+def _shown(kept: dict[str, Any], state: ModelState) -> list[Any]:
+    """To the form: what was chosen, else what the model's authors recommend."""
+    recommended = state.engine.about.sampling if state.engine else Sampling()
 
     def value(name: str) -> Any:
         chosen = kept.get(name)
@@ -149,7 +187,27 @@ def _shown(kept: dict[str, Any], recommended: Sampling, state: Any) -> list[Any]
         *(value(name) for name in FIELDS[3:8]),
         kept.get("max_tokens") or 0,
         "" if kept.get("seed") is None else str(kept["seed"]),
+        kept.get("overflow", "stop"),
     ]
+
+
+def _presets(say: gr.I18n, presets: Sequence[Preset]) -> list[tuple[Any, str]]:
+    ours = {preset.name for preset in OURS}
+    return [(say(f"preset_{one.name}") if one.name in ours else one.name, one.name) for one in presets or OURS]
+
+
+def _said(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A person's mistake becomes a sentence on the page, and the form stays as it is."""
+
+    @wraps(callback)
+    def guarded(*values: Any) -> Any:
+        try:
+            return callback(*values)
+        except ChatError as exc:
+            gr.Warning(str(exc), duration=8, title="")
+            return gr.skip()
+
+    return guarded
 
 
 def _theme() -> gr.Theme:

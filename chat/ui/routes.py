@@ -5,41 +5,34 @@ back at any time. Measured in `tests/benchmarks/bench_page.py`.
 """
 
 import asyncio
+import base64
 import json
 import mimetypes
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from chat import files
 from chat.answer import Answer
 from chat.engine import BadRequest, ChatError
 from chat.session import Chats, Session, Turn, View
-from chat.ui import transcript
+from chat.ui import dialogs, transcript
+from chat.ui.guard import VISITOR, Mode, user_of
 from chat.ui.words import words
 
-Mode = Literal["desktop", "shared", "space"]
 HOLD_S = 20.0  # a question waits at most so long for news
 LOOK_S = 0.04  # and looks so often
 BODY = 8_000_000  # bytes
 KEPT = 1000  # drawn turns
-VISITOR = "chat-visitor"
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 HERE = Path(__file__).parent
-CSP = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors {frames}"
-)
 
 
 class Page:
@@ -57,6 +50,13 @@ class Page:
             Route("/chat/turns", self._asked(self.turns), methods=["POST"]),
             Route("/chat/act", self._asked(self.act), methods=["POST"]),
             Route("/chat/words", self._asked(self.words), methods=["POST"]),
+            Route("/chat/file", self._asked(self.attach), methods=["POST"]),
+            Route("/chat/weigh", self._asked(self.weigh), methods=["POST"]),
+            Route("/chat/receipt", self._asked(self.receipt), methods=["POST"]),
+            Route("/chat/replay", self._asked(self.replay), methods=["POST"]),
+            Route("/chat/anew", self._asked(self.anew), methods=["POST"]),
+            Route("/chat/import", self._asked(self.bring_in), methods=["POST"]),
+            Route("/chat/export", self.export),
         ]
 
     def owner(self, cookies: Mapping[str, str], user: str | None) -> str:
@@ -77,7 +77,7 @@ class Page:
             try:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
                     raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
-                session = self.chats.of(self.owner(request.cookies, _user(request)))
+                session = self.chats.of(self.owner(request.cookies, user_of(request)))
                 return JSONResponse(await answer(session, json.loads(await request.body())))
             except ChatError as exc:
                 return JSONResponse({"error": str(exc)}, 400)
@@ -118,7 +118,8 @@ class Page:
         if changed & {"epoch", "chat"} or (not answer and changed & {"model", "seq"}):
             view = await run_in_threadpool(session.view, name) if owned else None
             out["turns"] = [[turn.node.id, transcript.key(turn)] for turn in view.turns] if view else []
-            out["chat"] = {"title": view.conversation.title, "deleted": view.conversation.deleted} if view else {"title": ""}
+            out["chat"] = {"title": view.conversation.title if view else ""}
+            out["files"] = dialogs.files_html(session.attached(name) if view else (), say)
         if changed & {"epoch", "list"}:
             found = await run_in_threadpool(session.conversations, asked["query"])
             busy = [one.conversation.id for one in found if self.chats.answer(one.conversation.id)]
@@ -178,6 +179,55 @@ class Page:
             self._turns.popitem(last=False)
         return made
 
+    async def attach(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """A file for the next message, in base64."""
+        data = base64.b64decode(asked["data"], validate=True)
+        file = await run_in_threadpool(files.read, asked["name"], data)
+        session.open(asked["chat"])
+        session.attach(asked["chat"], file)
+        return {}
+
+    async def weigh(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """What is typed is read ahead, and weighed: a line if it will not fit, and on demand the whole ledger."""
+        name, text, say = asked["chat"], asked["text"], words(asked["language"])
+        if not _exists(session, name):
+            return {"line": "", "ledger": ""}
+        ledger = await run_in_threadpool(session.weigh, name, text)
+        if text.strip() and not asked["whole"]:
+            await run_in_threadpool(session.ahead, name, text)
+        policy = session.conversation(name).settings.get("overflow", "stop")
+        whole = dialogs.ledger_html(ledger, say) if ledger and asked["whole"] else ""
+        return {"line": dialogs.weight_html(ledger, policy, say), "ledger": whole}
+
+    async def receipt(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        say = words(asked["language"])
+        kept, node = await run_in_threadpool(session.receipt, asked["chat"], asked["node"])
+        return {"html": dialogs.receipt_html(kept, node, say)}
+
+    async def replay(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        found = await run_in_threadpool(session.replay, asked["chat"], asked["node"])
+        return {"html": dialogs.replay_html(found, words(asked["language"]))}
+
+    async def anew(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        made, outline = await run_in_threadpool(session.begin_anew, asked["chat"])
+        return {"chat": made.id, "draft": words(asked["language"])["so_far"] + "\n" + outline + "\n\n"}
+
+    async def bring_in(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        made = await run_in_threadpool(session.bring_in, asked["text"])
+        return {"chat": made[0].id, "count": len(made)}
+
+    async def export(self, request: Request) -> Response:
+        """A file to save: of one conversation, or of all."""
+        try:
+            session = self.chats.of(self.owner(request.cookies, user_of(request)))
+            name, form = request.query_params.get("chat", ""), request.query_params.get("form", "json")
+            text = await run_in_threadpool(session.export, form, name)
+        except ChatError as exc:
+            return PlainTextResponse(str(exc), 400)
+        ending = {"markdown": "md"}.get(form, form)
+        headers = {"content-disposition": f'attachment; filename="chat.{ending}"', "cache-control": "no-store"}
+        return Response(text, media_type="application/octet-stream", headers=headers)
+
     async def act(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
         """One thing a person did, by name."""
         chat, node = asked["chat"], asked.get("node", 0)
@@ -193,7 +243,9 @@ class Page:
             "unpin": lambda: session.pin(chat, False),
             "delete": lambda: session.delete(chat),
             "restore": lambda: session.restore(chat),
-            "ahead": lambda: session.ahead(chat, asked["text"]),
+            "detach": lambda: session.detach(chat, asked["number"]),
+            "allow_drop": lambda: session.allow_drop(chat),
+            "drop_oldest": lambda: (session.allow_drop(chat), session.regenerate(chat, node)),
         }
         if asked["do"] not in deeds:
             raise BadRequest("The page asked for something this program cannot do: reload it.")
@@ -206,49 +258,3 @@ def _exists(session: Session, name: str) -> bool:
         return bool(session.conversation(name))
     except BadRequest:
         return False
-
-
-def _user(request: Request) -> str | None:
-    """The name that Gradio's own sign-in gave this browser."""
-    app = request.app
-    tokens = (request.cookies.get(f"access-token{kind}-{app.cookie_id}") for kind in ("", "-unsecure"))
-    return next((app.tokens[token] for token in tokens if token in app.tokens), None)
-
-
-class Guard:
-    """Around everything the server says: only this page's own origin, only this machine's own names, a cookie per visitor."""
-
-    def __init__(self, app: Any, mode: Mode, local: bool) -> None:
-        self._app, self._mode, self._local = app, mode, local
-        frames = "'self' https://huggingface.co https://*.hf.space" if mode == "space" else "'self'"
-        self._headers = {
-            "content-security-policy": CSP.format(frames=frames),
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-        }
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if self._local and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
-            await PlainTextResponse("This address is not the program's own.", 421)(scope, receive, send)
-            return
-        if origin and scope["path"].startswith("/chat/") and origin.partition("://")[2] != host:
-            await PlainTextResponse("Other pages may not ask.", 403)(scope, receive, send)
-            return
-
-        async def sending(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
-                    headers[name] = value
-                if self._mode == "space" and VISITOR not in request.cookies and "text/html" in headers.get("content-type", ""):
-                    cookie = f"{VISITOR}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"
-                    headers.append("set-cookie", cookie)
-            await send(message)
-
-        await self._app(scope, receive, sending)

@@ -49,7 +49,9 @@ def _thought(node: Node, words: Words) -> str:
 
 def _note(node: Node, words: Words) -> str:
     why = {"stopped": words["stopped"], "length": words["length"], "partial": words["partial"], "failed": words["failed"]}
-    sentence = " ".join(filter(None, [why.get(node.state, ""), node.note]))
+    dropped = node.receipt.get("dropped", 0)
+    left_out = words["left_out"].format(dropped=dropped) if dropped else ""
+    sentence = " ".join(filter(None, [why.get(node.state, ""), node.note, left_out]))
     if not sentence:
         return ""
     more = (
@@ -57,6 +59,11 @@ def _note(node: Node, words: Words) -> str:
         if node.state in ("stopped", "length", "partial") and (node.content or node.thinking)
         else ""
     )
+    if "overflow" in node.receipt:
+        more = "".join(
+            f'<button type="button" data-do="{do}">{words[text]}</button>'
+            for do, text in (("drop_oldest", "drop_oldest_short"), ("anew", "anew"))
+        )
     return f'<p class="note {node.state}"><span>{html.escape(sentence)}</span>{more}</p>'
 
 
@@ -149,8 +156,8 @@ def status_html(state: ModelState, answer: Answer | None, stats: dict[str, Any] 
         share = min(100, round(100 * used / state.engine.context_size))
         text = words["context"].format(used=f"{used:,}", size=f"{state.engine.context_size:,}")
         parts.append(
-            f'<span class="context" title="{html.escape(words["context_help"])}"><meter min="0" max="100" high="85" '
-            f'value="{share}" aria-label="{html.escape(text)}"></meter>{text}</span>'
+            f'<button type="button" class="context" data-do="ledger" title="{html.escape(words["context_help"])}">'
+            f'<meter min="0" max="100" high="85" value="{share}" aria-hidden="true"></meter>{text}</button>'
         )
     return "".join(parts + [_part(name, text) for name, text in measures])
 

@@ -1,0 +1,95 @@
+"""What opens over the page, as HTML: the receipt of an answer, its replay, the ledger of the context."""
+
+import html
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from chat.ledger import Ledger
+from chat.receipt import Replay
+from chat.store import File, Node
+
+Words = dict[str, str]
+
+
+def receipt_html(kept: dict[str, Any], node: Node, words: Words) -> str:
+    stats, sampling = kept.get("stats", {}), kept.get("sampling", {})
+    rows = [
+        ("receipt_model", kept.get("model")),
+        ("receipt_backend", " · ".join(filter(None, [kept.get("backend"), kept.get("detail")]))),
+        ("receipt_file", kept.get("file")),
+        ("receipt_sha256", kept.get("sha256")),
+        ("receipt_context", kept.get("context")),
+        ("receipt_sampling", ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)),
+        ("receipt_order", kept.get("order")),
+        ("receipt_finish", kept.get("finish")),
+        ("receipt_dropped", kept.get("dropped") or None),
+        ("receipt_prompt", kept.get("prompt")),
+        ("receipt_tokens", stats and f"{stats['prompt']:,} ({stats['reused']:,}) + {stats['completion']:,}"),
+        ("receipt_speed", stats and f"{stats['first_token_s']:.2f} s · {stats['read_tps']:.1f} · {stats['write_tps']:.1f}"),
+        ("receipt_versions", ", ".join(f"{name} {version}" for name, version in kept.get("versions", {}).items())),
+        ("receipt_when", time.strftime("%Y-%m-%d %H:%M", time.localtime(node.created))),
+    ]
+    shown = "".join(f"<dt>{words[name]}</dt><dd>{html.escape(str(value))}</dd>" for name, value in rows if value)
+    again = f'<button type="button" data-do="replay" data-node="{node.id}">{words["replay"]}</button>' if sampling else ""
+    note = "" if sampling else f"<p>{words['receipt_none']}</p>"
+    return f'<h2>{words["receipt"]}</h2>{note}<dl>{shown}</dl><p id="replayed" role="status"></p>{again}'
+
+
+def replay_html(found: Replay, words: Words) -> str:
+    if found.same:
+        return words["replay_same"].format(tokens=f"{found.token:,}")
+    was, now = html.escape(found.expected) or "∎", html.escape(found.found) or "∎"
+    return f"{words['replay_differs'].format(token=f'{found.token:,}')} <code>{was}</code> → <code>{now}</code>"
+
+
+def ledger_html(ledger: Ledger, words: Words) -> str:
+    """A bar of the whole context, then every message with its tokens; what would be left out is marked."""
+    parts = "".join(
+        f'<i class="{row.message.role}{" dropped" if row.dropped else ""}" style="width:{_share(row.tokens, ledger)}%"></i>'
+        for row in ledger.rows
+    )
+    rows = "".join(
+        f'<li class="{row.message.role}{" dropped" if row.dropped else ""}">'
+        f"<span>{html.escape(_begin(row.message.content))}</span><b>{row.tokens:,}</b></li>"
+        for row in ledger.rows
+    )
+    total = words["ledger_total"].format(needed=f"{ledger.needed:,}", reserve=f"{ledger.reserve:,}", size=f"{ledger.size:,}")
+    return (
+        f'<h2>{words["ledger"]}</h2><p>{total}</p><div class="ledger-bar">{parts}'
+        f'<i class="reserve" style="width:{_share(ledger.reserve, ledger)}%"></i></div><ol class="ledger">{rows}</ol>'
+        + (f"<p>{words['ledger_dropped']}</p>" if any(row.dropped for row in ledger.rows) else "")
+    )
+
+
+def weight_html(ledger: Ledger | None, policy: str, words: Words) -> str:
+    """One line above the box, only when the next message would not fit."""
+    if ledger is None or ledger.fits:
+        return ""
+    dropped = sum(row.dropped for row in ledger.rows)
+    numbers = {"needed": f"{ledger.needed:,}", "size": f"{ledger.size:,}", "reserve": f"{ledger.reserve:,}"}
+    if policy == "drop":
+        return f"<p>{words['over_drop'].format(dropped=dropped, **numbers)}</p>"
+    return (
+        f"<p>{words['over'].format(**numbers)}</p>"
+        f'<span><button type="button" data-do="allow_drop">{words["drop_oldest"].format(dropped=dropped)}</button>'
+        f'<button type="button" data-do="anew">{words["anew"]}</button></span>'
+    )
+
+
+def files_html(files: Sequence[File], words: Words) -> str:
+    return "".join(
+        f'<span class="file">{html.escape(file.name)}<small>{len(file.text):,}</small>'
+        f'<button type="button" data-do="detach" data-number="{number}" aria-label="{words["remove_file"]} '
+        f'{html.escape(file.name)}">×</button></span>'
+        for number, file in enumerate(files)
+    )
+
+
+def _share(tokens: int, ledger: Ledger) -> float:
+    return round(100 * tokens / max(ledger.size, ledger.needed + ledger.reserve), 2)
+
+
+def _begin(text: str) -> str:
+    line = " ".join(text[:200].split())
+    return line if len(line) <= 80 else line[:80] + "…"
