@@ -82,14 +82,12 @@ class Chart:
             left, _ = place(x, ys[0] if ys else 0)
             parts.append(f'<text x="{left:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{short(x)}</text>')
         for polygon, color in self.areas():
-            parts.append(
-                f'<polygon points="{joined(polygon)}" fill="{color}" fill-opacity="{0.75 if self.stacked else 0.15}"/>'
-            )
+            parts.append(f'<polygon points="{joined(polygon)}" fill="{color}" fill-opacity="{1 if self.stacked else 0.15}"/>')
         for index, line in enumerate(self.layers()):
             color, points = COLORS[index % len(COLORS)], [place(x, y) for x, y in line.points if math.isfinite(y)]
             if not self.stacked and not line.dots:
                 parts.append(f'<polyline points="{joined(points)}" fill="none" stroke="{color}" stroke-width="1.6"/>')
-            if line.dots or len(points) < 12:
+            if line.dots or (len(points) < 12 and not self.stacked):
                 parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in points]
         for x, name, color in self.legend():
             parts.append(
@@ -144,12 +142,12 @@ class Chart:
         for x in xs:
             draw.text(at((place(x, ys[0] if ys else 0)[0], HEIGHT - 14)), short(x), "#444", font, anchor="mm")
         for polygon, color in self.areas():
-            draw.polygon([at(point) for point in polygon], color + ("bf" if self.stacked else "26"))
+            draw.polygon([at(point) for point in polygon], color + ("ff" if self.stacked else "26"))
         for index, line in enumerate(self.layers()):
             color, points = COLORS[index % len(COLORS)], [at(place(x, y)) for x, y in line.points if math.isfinite(y)]
             if not self.stacked and not line.dots and len(points) > 1:
                 draw.line(points, color, 2 * scale, joint="curve")
-            if line.dots or len(points) < 12:
+            if line.dots or (len(points) < 12 and not self.stacked):
                 for x, y in points:
                     draw.ellipse([x - 2 * scale, y - 2 * scale, x + 2 * scale, y + 2 * scale], color)
         for x, name, color in self.legend():
