@@ -77,6 +77,11 @@ class GgufEngine:
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         self._scheduler.ahead(self._ids(self._template.settled(messages)), conversation)
 
+    @property
+    def python_s(self) -> float:
+        """Processor seconds that the owner thread has spent outside llama.cpp, for the benchmark."""
+        return self._scheduler.python_s
+
     def close(self) -> None:
         with self._lock:
             if self._closed:

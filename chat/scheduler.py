@@ -113,6 +113,7 @@ class Scheduler:
         self._closing = False
         self._failure: Exception | None = None
         self._clock = itertools.count(1)
+        self.python_s = self._native_s = 0.0  # processor time of the owner thread outside and inside llama.cpp
         self._row_s = self._write_s = 0.0  # measured: one more prompt row in a step, a step that only writes
         self._thread = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
         self._thread.start()
@@ -162,6 +163,7 @@ class Scheduler:
                     self._advance()
                 else:
                     self._read_ahead()
+                self.python_s = time.thread_time() - self._native_s
         except Exception as exc:  # noqa: BLE001 the thread's edge: a reader must not wait for ever
             self._failure = exc
         finally:
@@ -313,7 +315,9 @@ class Scheduler:
             self._empty(slot)
 
     def _draw(self, reply: Reply, row: int) -> None:
+        begun = time.thread_time()
         token = reply.sampler.sample(self._context, row)
+        self._native_s += time.thread_time() - begun
         if not reply.written:
             reply.first = time.perf_counter()
         reply.written.append(token)
@@ -329,7 +333,9 @@ class Scheduler:
             if self._closing or any(reply.cancelled for reply in whose) or (not whose and self._inbox):
                 return ABORTED
             self._step = whose
+        begun = time.thread_time()
         status = self._context.decode(rows)
+        self._native_s += time.thread_time() - begun
         with self._changed:
             self._step = None
         return status
