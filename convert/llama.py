@@ -49,6 +49,7 @@ class Model:
             options = binding.llama_context_default_params()
             options.n_ctx = options.n_batch = context
             options.n_ubatch = min(context, 512)
+            options.n_outputs_max = STEP
             options.n_threads = options.n_threads_batch = threads
             self._context = binding.llama_init_from_model(self._model, options)
             if not self._context:

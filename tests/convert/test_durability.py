@@ -40,7 +40,8 @@ def begun(journal):
     return found
 
 
-def test_twenty_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file(source, wanted, tmp_path):
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file(source, wanted, tmp_path, times):
     out = tmp_path / "out.gguf"
     moments, kills = random.Random(1), 0
     code = (  # slow down, so that a kill falls into the writing and not before or after it
@@ -63,7 +64,7 @@ def test_twenty_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file
         "1",
         "--quiet",
     ]
-    for _ in range(20):
+    for _ in range(times):
         before = begun(journal_path(out))
         process = subprocess.Popen(command)
         while process.poll() is None and len(begun(journal_path(out))) <= len(before):
@@ -79,7 +80,7 @@ def test_twenty_kills_lose_at_most_one_tensor_each_and_end_in_the_identical_file
         assert not out.exists()
     if not out.exists():
         assert convert(source, out, quant=("Q4_K_M",), verify="none")[0].resumed >= len(begun(journal_path(out)))
-    assert kills >= 10
+    assert kills >= times // 2
     assert hashlib.sha256(out.read_bytes()).hexdigest() == wanted.sha256
     assert not part_path(out).exists() and not journal_path(out).exists()
 
