@@ -79,9 +79,10 @@ class Worker:
         """The library's thread is a daemon only where the starting thread is one; else a forgotten close() hangs the exit."""
         self._manager.start()
 
-    def submit(self, request: str, prompt: list[int], limit: int, choice: Choice) -> None:
-        """Where the worker has died this does nothing: `death` tells."""
-        self._manager.add_request(prompt, request, max_new_tokens=limit, streaming=True, choice=choice)
+    def submit(self, request: str, prompt: list[int], limit: int, choice: Choice, *, ends: bool = True) -> None:
+        """Without `ends` no token ends it but the limit. Where the worker has died this does nothing: `death` tells."""
+        never = None if ends else -1
+        self._manager.add_request(prompt, request, max_new_tokens=limit, streaming=True, eos_token_id=never, choice=choice)
 
     def cancel(self, request: str) -> None:
         """From the next step on. Nothing says when; outputs that are on their way still come."""

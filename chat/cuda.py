@@ -39,6 +39,7 @@ from chat.prompt import Characters, Thought
 
 STREAMS = 32  # replies in one batch
 AHEAD = 256  # tokens a reply may still write that are counted before it starts
+READ_ONLY = 2  # tokens written by what only reads: the library forgets the pages of the step a request ends in
 GREEDY = Sampling(temperature=0.0)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -101,7 +102,7 @@ class CudaEngine:
             return  # pages are shared whole, so less would be read for nothing
         with self._lock:
             self._drop_ahead()
-            self._ahead = Reply(ids, 1, GREEDY, seed=0)
+            self._ahead = Reply(ids, READ_ONLY, GREEDY, seed=0)
             self._admit()
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
@@ -224,7 +225,7 @@ class CudaEngine:
         reply.slot = self._slots.pop()
         self._running[reply.id] = reply
         choice = Choice.of(reply.sampling, reply.seed, reply.slot, self._files.config["vocab_size"])
-        self._worker.submit(reply.id, reply.prompt, reply.limit, choice)
+        self._worker.submit(reply.id, reply.prompt, reply.limit, choice, ends=reply is not self._ahead)
 
     def _release(self, reply: Reply) -> None:
         del self._running[reply.id]

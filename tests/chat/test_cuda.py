@@ -457,6 +457,15 @@ def test_reading_ahead_waits_while_somebody_writes(fresh):
     assert stats_of(fresh, [Message("user", LONG[0].content + " and more")]).reused >= 192
 
 
+def test_every_whole_page_is_read_ahead_also_those_of_the_last_step(directory):
+    with closing(opened(directory, piece=256)) as engine:
+        engine.prefill(LONG)
+        settled = engine._files.vocabulary.encode(engine._files.template.settled(LONG))
+        assert len(settled) < 256, "one step reads it all"
+        until(lambda: engine._ahead is None)
+        assert stats_of(engine, [Message("user", LONG[0].content + " and more")]).reused == len(settled) // 16 * 16
+
+
 def test_a_text_shorter_than_a_page_is_not_read_ahead(fresh):
     fresh.prefill([Message("user", "Hi")])
     assert fresh._ahead is None
