@@ -37,7 +37,7 @@ def measure(commands: list[list[str]], work: Path, result: Path, **environment: 
         _, status, used = os.wait4(process, 0)
         if status:
             raise SystemExit(f"failed: {' '.join(command)}")
-        peak = max(peak, used.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000)
+        peak = max(peak, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6)
     seconds = time.perf_counter() - began
     scratch = sum(path.stat().st_size for path in work.iterdir() if path != result and path.suffix != ".json")
     for path in work.iterdir():
