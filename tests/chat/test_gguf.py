@@ -224,6 +224,19 @@ def test_a_thousand_starts_and_stops_leave_nothing_behind(engine: GgufEngine) ->
     assert say(engine, QUESTION)[0]
 
 
+def test_memory_is_steady_over_many_answers(engine: GgufEngine) -> None:
+    import psutil
+
+    def resident(count: int) -> int:
+        for number in range(count):
+            say(engine, [Message("user", f"{number} hello")], Sampling(temperature=0.0, max_tokens=4), str(number % 40))
+        settle(engine)
+        return psutil.Process().memory_info().rss
+
+    first = resident(300)
+    assert resident(600) - first < 3_000_000
+
+
 def test_a_stream_that_nobody_closes_is_stopped_when_forgotten(engine: GgufEngine) -> None:
     stream = engine.stream(QUESTION, Sampling(temperature=0.0))
     next(stream)
