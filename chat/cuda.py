@@ -125,6 +125,9 @@ class CudaEngine:
         finally:
             self._leave(reply)
 
+    def forget(self, conversation: str) -> None:
+        """Nothing to do: pages belong to no conversation, hold no text, never reach a disk and go when memory is needed."""
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

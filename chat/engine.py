@@ -156,7 +156,8 @@ class Engine(Protocol):
        other failure of the library underneath becomes a ChatError, `from` the original.
     7. A second turn re-reads only what is new: `stats.reused` says how much was not read again.
 
-    A stream is single-use and may be read by one thread; all methods may be called from any thread.
+    A stream is single-use and may be read by one thread; all methods may be called from any thread. A conversation whose
+    name begins with `temporary-` leaves nothing on disk.
     """
 
     name: str
@@ -176,6 +177,10 @@ class Engine(Protocol):
 
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         """Read ahead, in idle time, what further typing into the last user message cannot change. Returns at once."""
+        ...
+
+    def forget(self, conversation: str) -> None:
+        """Drop what is cached of a conversation, on disk too: its person deleted it. Returns at once."""
         ...
 
     def close(self) -> None:

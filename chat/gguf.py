@@ -77,6 +77,11 @@ class GgufEngine:
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         self._scheduler.ahead(self._ids(self._template.settled(messages)), conversation)
 
+    def forget(self, conversation: str) -> None:
+        self._scheduler.forget(conversation)
+        if self._snapshots:
+            self._snapshots.forget(conversation)
+
     @property
     def python_s(self) -> float:
         """Processor seconds that the owner thread has spent outside llama.cpp, for the benchmark."""

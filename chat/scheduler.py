@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from chat.engine import GenerationFailed, Sampling, Stats
 from chat.llama import Context, Model, Row, Sampler, said
+from chat.prefix import common
 from chat.snapshots import Snapshots
 
 PIECE = 128  # most rows of a step: pieces of 64-128 tokens read as fast as 512 (measured, 4 B on two cores)
@@ -95,6 +96,13 @@ class Ahead:
     slot: Slot | None = None
 
 
+@dataclass(frozen=True)
+class Forget:
+    """A conversation whose tokens are to leave the cache."""
+
+    conversation: str
+
+
 class Scheduler:
     """Start it with an open context; `submit`, `cancel`, `ahead` and `close` may be called from any thread.
 
@@ -107,7 +115,7 @@ class Scheduler:
         self._waiting: deque[Reply] = deque()
         self._running: list[Reply] = []
         self._aheads: dict[str | None, Ahead] = {}
-        self._inbox: deque[Reply | Ahead] = deque()
+        self._inbox: deque[Reply | Ahead | Forget] = deque()
         self._changed = threading.Condition()
         self._step: Sequence[Reply] | None = None  # whose rows llama.cpp computes now; empty for reading ahead
         self._closing = False
@@ -141,6 +149,11 @@ class Scheduler:
             if not self._closing and not self._failure:
                 self._inbox.append(Ahead(tokens, conversation))
                 self._changed.notify()
+
+    def forget(self, conversation: str) -> None:
+        with self._changed:
+            self._inbox.append(Forget(conversation))
+            self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
@@ -178,6 +191,11 @@ class Scheduler:
                 item = self._inbox.popleft()
                 if isinstance(item, Ahead):
                     self._aheads[item.conversation] = item
+                elif isinstance(item, Forget):
+                    self._aheads.pop(item.conversation, None)
+                    for slot in self._slots:
+                        if slot.conversation == item.conversation and not slot.busy:
+                            self._empty(slot)
                 else:
                     self._aheads.pop(item.conversation, None)
                     self._waiting.append(item)
@@ -257,9 +275,13 @@ class Scheduler:
         return slot
 
     def _evict(self, slot: Slot) -> None:
-        if slot.conversation is not None and self._snapshots:
-            self._snapshots.save(slot.tokens, lambda: self._context.save(slot.number))
+        self._keep(slot)
         self._empty(slot)
+
+    def _keep(self, slot: Slot) -> None:
+        """Put a conversation on disk. What has no name, or is temporary, leaves nothing there."""
+        if self._snapshots and slot.conversation is not None and not slot.conversation.startswith("temporary-"):
+            self._snapshots.save(slot.tokens, lambda: self._context.save(slot.number), slot.conversation)
 
     def _empty(self, slot: Slot) -> None:
         self._context.cut(slot.number, 0)
@@ -436,19 +458,4 @@ class Scheduler:
             self._end(reply, "cancelled", error)
         if self._snapshots and not self._failure:
             for slot in sorted(self._slots, key=lambda slot: -slot.used):
-                if slot.tokens and slot.conversation is not None:
-                    self._snapshots.save(slot.tokens, lambda slot=slot: self._context.save(slot.number))
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning, by halving: slices compare at C's speed."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+                self._keep(slot)

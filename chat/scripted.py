@@ -58,6 +58,10 @@ class ScriptedEngine:
         tokens = [word for piece in self._template.settled(messages) for word in _words(piece.text)]
         self._remember(conversation, tokens)
 
+    def forget(self, conversation: str) -> None:
+        with self._lock:
+            self._cache.pop(conversation, None)
+
     def close(self) -> None:
         self._closed.set()
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chat.prefix import common
+
 MAGIC = b"chat-kv1"
 LEAST_TOKENS = 128  # below, reading again is as quick as loading
 
@@ -43,26 +45,25 @@ class Snapshots:
             if (header := _header(path)) is None:
                 path.unlink(missing_ok=True)
             else:
-                self._known[path] = header[0]
+                self._known[path] = header.tokens
 
     def longest(self, tokens: Sequence[int]) -> Stored | None:
         """The file that shares most with `tokens`."""
         wanted = array("i", tokens)
         with self._lock:
             known = list(self._known.items())
-        best = max(((_common(held, wanted), path, held) for path, held in known), key=lambda found: found[0], default=None)
+        best = max(((common(held, wanted), path, held) for path, held in known), key=lambda found: found[0], default=None)
         return Stored(best[1], best[2], best[0]) if best and best[0] else None
 
     def read(self, stored: Stored) -> memoryview | None:
         """The data, if the file is what its header says; else the file is removed."""
         data = None
         if (header := _header(stored.path)) is not None:
-            _, start, size, digest = header
             try:
                 with stored.path.open("rb") as file:
-                    file.seek(start)
-                    data = bytearray(size)
-                    if file.readinto(data) != size or hashlib.sha256(data).hexdigest() != digest:
+                    file.seek(header.start)
+                    data = bytearray(header.size)
+                    if file.readinto(data) != header.size or hashlib.sha256(data).hexdigest() != header.sha256:
                         data = None
                 if data is not None:
                     os.utime(stored.path)
@@ -73,13 +74,13 @@ class Snapshots:
             return None
         return memoryview(data)
 
-    def save(self, tokens: Sequence[int], data: Callable[[], memoryview]) -> None:
+    def save(self, tokens: Sequence[int], data: Callable[[], memoryview], conversation: str = "") -> None:
         held = array("i", tokens)
         name = hashlib.sha256(held.tobytes()).hexdigest()[:32]
         path = self._folder / f"{self._key}-{name}.kv"
         if len(tokens) < LEAST_TOKENS or path in self._known:
             return
-        writer = threading.Thread(target=self._write, args=(path, held, data()), name="snapshot")
+        writer = threading.Thread(target=self._write, args=(path, held, data(), conversation), name="snapshot")
         self._writers = [thread for thread in self._writers if thread.is_alive()] + [writer]
         writer.start()
 
@@ -87,10 +88,17 @@ class Snapshots:
         for writer in self._writers:
             writer.join()
 
-    def _write(self, path: Path, tokens: "array[int]", data: memoryview) -> None:
+    def forget(self, conversation: str) -> None:
+        """Remove the files of a conversation, those of other models too."""
+        self.flush()
+        for path in self._folder.glob("*.kv"):
+            if (header := _header(path)) is None or header.conversation == conversation:
+                self._remove(path)
+
+    def _write(self, path: Path, tokens: "array[int]", data: memoryview, conversation: str) -> None:
         if len(data) > self._budget:
             return
-        head = {"tokens": len(tokens), "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        head = {"tokens": len(tokens), "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "for": conversation}
         head["tokens_sha256"] = hashlib.sha256(tokens.tobytes()).hexdigest()
         text = json.dumps(head).encode()
         beside = path.with_suffix(f".{threading.get_ident()}.part")
@@ -132,8 +140,17 @@ class Snapshots:
         path.unlink(missing_ok=True)
 
 
-def _header(path: Path) -> "tuple[array[int], int, int, str] | None":
-    """(tokens, where the data starts, its size, its sha256), or None where the file is not whole."""
+@dataclass(frozen=True)
+class _Header:
+    tokens: "array[int]"
+    start: int  # of the data in the file
+    size: int
+    sha256: str
+    conversation: str
+
+
+def _header(path: Path) -> _Header | None:
+    """What a file says of itself; None where it is not whole."""
     try:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
@@ -144,19 +161,6 @@ def _header(path: Path) -> "tuple[array[int], int, int, str] | None":
             start = file.tell()
         whole = path.stat().st_size == start + head["size"]
         right = hashlib.sha256(tokens.tobytes()).hexdigest() == head["tokens_sha256"]
-        return (tokens, start, head["size"], head["sha256"]) if whole and right else None
+        return _Header(tokens, start, head["size"], head["sha256"], head["for"]) if whole and right else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _common(a: "array[int]", b: "array[int]") -> int:
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chat import gguf, llama
 from chat.engine import ContextOverflow, GenerationFailed, Message, ModelUnusable, Sampling
 from chat.gguf import GgufEngine, open_gguf
-from chat.scheduler import common
+from chat.prefix import common
 from tests.tiny import write_checkpoint
 
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
@@ -159,6 +159,25 @@ def test_a_damaged_snapshot_is_ignored_and_removed(tiny_gguf: Path, tmp_path: Pa
         answer, end = say(second, long, conversation="b")
         assert (answer, end.stats.reused) == (expected, 0)
         assert not file.exists()
+
+
+def test_a_deleted_conversation_and_a_temporary_one_leave_nothing_on_disk(tiny_gguf: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kv"
+    long = [Message("user", "word " * 200)]
+    with closing(open_gguf(tiny_gguf, kv="f32", threads=1, snapshots=folder)) as engine:
+        say(engine, long, conversation="temporary-1")
+    assert not list(folder.iterdir())
+    for _ in range(2):
+        with closing(open_gguf(tiny_gguf, kv="f32", threads=1, snapshots=folder)) as engine:
+            say(engine, long, conversation="a")
+    assert list(folder.iterdir())
+    with closing(open_gguf(tiny_gguf, kv="f32", threads=1, snapshots=folder)) as engine:
+        say(engine, long, conversation="a")
+        settle(engine)
+        engine.forget("a")
+        assert say(engine, QUESTION)[0]
+        assert all(name != "a" for name, _ in engine._scheduler.held())
+    assert not list(folder.iterdir())
 
 
 def test_snapshots_stay_within_their_budget(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -407,7 +426,7 @@ def test_a_wide_model_writes_with_a_quantized_cache(tmp_path: Path) -> None:
     from convert.run import convert
 
     wide = write_checkpoint(tmp_path / "wide", hidden=256, intermediate=512, head_dim=64)
-    convert(wide, tmp_path / "wide.gguf", quant=("Q4_K_M",))
+    convert(wide, tmp_path / "wide.gguf", quant=("Q4_K_M",), verify="none")
     with closing(open_gguf(tmp_path / "wide.gguf", kv="q8_0", threads=1)) as engine:
         assert "Q4_K_M" in engine.about.detail
         assert say(engine, QUESTION)[1].finish == "length"
