@@ -41,17 +41,17 @@ def reserve(engine: Engine, max_tokens: int | None) -> int:
     return min(max_tokens or RESERVE, engine.context_size // 4)
 
 
+def cost(engine: Engine, text: str) -> int:
+    """Tokens of a text by itself."""
+    return max(0, engine.count([Message("user", text)]) - engine.count([Message("user", "")]))
+
+
 def weigh(engine: Engine, messages: Sequence[Message], kept_free: int) -> Ledger:
     """Every message with its tokens, and which would be left out to make the rest fit."""
     behind = len(messages) - len(_kept(engine, messages, kept_free))
     first = _first_turn(messages)
-    empty = engine.count([Message("user", "")])
     rows = [
-        Row(
-            message,
-            max(0, engine.count([Message("user", f"{message.thinking}{message.content}")]) - empty),
-            dropped=first <= number < first + behind,
-        )
+        Row(message, cost(engine, message.thinking + message.content), dropped=first <= number < first + behind)
         for number, message in enumerate(messages)
     ]
     return Ledger(tuple(rows), engine.count(messages), engine.context_size, kept_free)

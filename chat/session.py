@@ -16,7 +16,7 @@ from chat import presets
 from chat.answer import Answer, ModelState, Prompt, texts
 from chat.archive import from_text, to_json, to_jsonl, to_markdown
 from chat.engine import BadRequest, Engine, Message, Sampling
-from chat.ledger import Ledger, fit, reserve, weigh
+from chat.ledger import Ledger, cost, fit, reserve, weigh
 from chat.presets import Preset
 from chat.receipt import Replay, full, replay
 from chat.store import Conversation, File, Found, Node, Store
@@ -147,9 +147,11 @@ class Session:
             if not NAME.fullmatch(name):
                 raise
         try:
-            return self._chats.store_of(name).create(self.owner, name=name)
+            made = self._chats.store_of(name).create(self.owner, name=name)
         except sqlite3.IntegrityError:  # it is another's
             return self.conversation(name)
+        self._chats.changed(self.list_name)
+        return made
 
     def conversation(self, name: str) -> Conversation:
         return self._chats.store_of(name).conversation(self.owner, name)
@@ -223,6 +225,11 @@ class Session:
             raise BadRequest(f"The files hold more than {LONGEST:,} characters together: send them in parts.")
         self._chats.attach(name, files)
 
+    def costs(self, name: str) -> list[tuple[File, int | None]]:
+        """What is attached, each with its tokens; None while there is no model to count them."""
+        engine = self._chats.model().engine
+        return [(file, cost(engine, file.text) if engine else None) for file in self.attached(name)]
+
     def detach(self, name: str, number: int) -> None:
         files = self.attached(name)
         self._chats.attach(name, files[:number] + files[number + 1 :])
@@ -253,6 +260,7 @@ class Session:
 
     def edit(self, name: str, node: int, text: str) -> Answer | None:
         """Another version of a message, with this text. One of the person's is answered; one of the model's stays as it is."""
+        self.conversation(name)
         old = self._chats.store_of(name).node(name, node)
         text = _text(text)
         if not text.strip() and not old.files:
@@ -261,7 +269,6 @@ class Session:
         edited = Node(0, name, old.parent, old.role, text, files=old.files)
         if old.role == "user":
             return self._answer(self.conversation(name), [edited, _blank(name, None)])
-        self.conversation(name)
         self._chats.store_of(name).add(name, [replace(edited, thinking=old.thinking, thought_s=old.thought_s)])
         self._chats.changed(name)
         return None
@@ -279,9 +286,10 @@ class Session:
 
     def turn_to(self, name: str, node: int, step: int) -> None:
         """Show the version `step` places before or after, with the latest that follows from it."""
+        self.conversation(name)
         self._idle(name)
         store = self._chats.store_of(name)
-        old, shape = store.node(name, node), store.children(self.conversation(name).id)
+        old, shape = store.node(name, node), store.children(name)
         versions = shape[old.parent]
         tip = versions[min(max(versions.index(old.id) + step, 0), len(versions) - 1)]
         while below := shape.get(tip):

@@ -68,22 +68,27 @@ def weight_html(ledger: Ledger | None, policy: str, words: Words) -> str:
         return ""
     dropped = sum(row.dropped for row in ledger.rows)
     numbers = {"needed": f"{ledger.needed:,}", "size": f"{ledger.size:,}", "reserve": f"{ledger.reserve:,}"}
-    if policy == "drop":
+    if policy == "drop" and dropped:
         return f"<p>{words['over_drop'].format(dropped=dropped, **numbers)}</p>"
-    return (
-        f"<p>{words['over'].format(**numbers)}</p>"
-        f'<span><button type="button" data-do="allow_drop">{words["drop_oldest"].format(dropped=dropped)}</button>'
-        f'<button type="button" data-do="anew">{words["anew"]}</button></span>'
-    )
+    drop = f'<button type="button" data-do="allow_drop">{words["drop_oldest"].format(dropped=dropped)}</button>'
+    anew = f'<button type="button" data-do="anew">{words["anew"]}</button>'
+    return f"<p>{words['over'].format(**numbers)}</p><span>{drop + anew if dropped else ''}</span>"
 
 
-def files_html(files: Sequence[File], words: Words) -> str:
+def files_html(files: Sequence[tuple[File, int | None]], words: Words) -> str:
+    """What is attached, with its tokens where a model is there to count them."""
     return "".join(
-        f'<span class="file">{html.escape(file.name)}<small>{len(file.text):,}</small>'
+        f'<span class="file">{html.escape(file.name)}<small>{_cost(file, tokens, words)}</small>'
         f'<button type="button" data-do="detach" data-number="{number}" aria-label="{words["remove_file"]} '
         f'{html.escape(file.name)}">×</button></span>'
-        for number, file in enumerate(files)
+        for number, (file, tokens) in enumerate(files)
     )
+
+
+def _cost(file: File, tokens: int | None, words: Words) -> str:
+    if tokens is None:
+        return words["characters"].format(count=f"{len(file.text):,}")
+    return words["tokens"].format(count=f"{tokens:,}")
 
 
 def _share(tokens: int, ledger: Ledger) -> float:

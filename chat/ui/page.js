@@ -315,8 +315,10 @@ const deeds = {
   "copy-code": (button) => copy(button, find("pre", button.closest(".code")).textContent),
   attach: () => find("#pick").click(),
   detach: (button) => act("detach", { number: +button.dataset.number }),
-  allow_drop: async () => (await act("allow_drop")) && weigh(),
-  drop_oldest: (button, id) => act("drop_oldest", { node: id }),
+  allow_drop: async () => {
+    if (await act("allow_drop")) weigh(press("#opened"));
+  },
+  drop_oldest: async (button, id) => (await act("drop_oldest", { node: id })) && press("#opened"),
   anew: () => tell("anew", { chat }, (made) => {
     open(made.chat);
     fill("#box", made.draft);

@@ -65,8 +65,9 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blo
         @_said
         def send_it(text: str, place: str, request: gr.Request, *values: Any) -> Any:
             at, own = json.loads(place), session(request)
-            own.open(at["chat"])
-            own.choose(at["chat"], **_chosen(values))
+            chosen, kept = _chosen(values), own.open(at["chat"]).settings
+            chosen["settings"]["overflow"] = kept.get("overflow", chosen["settings"]["overflow"])  # may be decided elsewhere
+            own.choose(at["chat"], **chosen)
             own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")] or "")
             return "", ""
 

@@ -31,6 +31,7 @@ from chat.ui.words import words
 HOLD_S = 20.0  # a question waits at most so long for news
 LOOK_S = 0.04  # and looks so often
 BODY = 8_000_000  # bytes
+SHAPE = {"chat": str, "node": int, "language": str, "query": str, "name": str, "number": int, "text": (str, int), "have": dict}
 KEPT = 1000  # drawn turns
 HERE = Path(__file__).parent
 
@@ -78,7 +79,10 @@ class Page:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
                     raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
                 session = self.chats.of(self.owner(request.cookies, user_of(request)))
-                return JSONResponse(await answer(session, json.loads(await request.body())))
+                asked = json.loads(await request.body())
+                if any(name in asked and not isinstance(asked[name], kind) for name, kind in SHAPE.items()):
+                    raise TypeError("a value of the wrong kind")
+                return JSONResponse(await answer(session, asked))
             except ChatError as exc:
                 return JSONResponse({"error": str(exc)}, 400)
             except (KeyError, TypeError, ValueError) as exc:
@@ -119,7 +123,7 @@ class Page:
             view = await run_in_threadpool(session.view, name) if owned else None
             out["turns"] = [[turn.node.id, transcript.key(turn)] for turn in view.turns] if view else []
             out["chat"] = {"title": view.conversation.title if view else ""}
-            out["files"] = dialogs.files_html(session.attached(name) if view else (), say)
+            out["files"] = dialogs.files_html(await run_in_threadpool(session.costs, name) if view else (), say)
         if changed & {"epoch", "list"}:
             found = await run_in_threadpool(session.conversations, asked["query"])
             busy = [one.conversation.id for one in found if self.chats.answer(one.conversation.id)]
@@ -230,15 +234,15 @@ class Page:
 
     async def act(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
         """One thing a person did, by name."""
-        chat, node = asked["chat"], asked.get("node", 0)
+        chat, node, text = asked["chat"], asked.get("node", 0), str(asked.get("text", ""))
         deeds: dict[str, Callable[[], Any]] = {
             "stop": lambda: session.stop(chat),
             "regenerate": lambda: session.regenerate(chat, node),
             "continue": lambda: session.go_on(chat, node),
-            "edit": lambda: session.edit(chat, node, asked["text"]),
+            "edit": lambda: session.edit(chat, node, text),
             "earlier": lambda: session.turn_to(chat, node, -1),
             "later": lambda: session.turn_to(chat, node, +1),
-            "rename": lambda: session.rename(chat, asked["text"]),
+            "rename": lambda: session.rename(chat, text),
             "pin": lambda: session.pin(chat, True),
             "unpin": lambda: session.pin(chat, False),
             "delete": lambda: session.delete(chat),

@@ -135,6 +135,8 @@ EN = {
     "replay_same": "Identical, all {tokens} tokens.",
     "replay_differs": "Differs at token {token}:",
     "drop_here": "Drop files here",
+    "characters": "{count} characters",
+    "tokens": "{count} tokens",
 }
 
 DE = {
@@ -272,6 +274,8 @@ DE = {
     "replay_same": "Gleich, alle {tokens} Tokens.",
     "replay_differs": "Weicht ab bei Token {token}:",
     "drop_here": "Dateien hier ablegen",
+    "characters": "{count} Zeichen",
+    "tokens": "{count} Tokens",
 }
 
 LANGUAGES = {"en": EN, "de": DE}

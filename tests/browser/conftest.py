@@ -11,6 +11,7 @@ from chat.store import Store
 from chat.ui.environment import quiet
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+REFUSED = "status of 400"  # a person's mistake, answered with a sentence: the browser notes it, and it is no problem
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -75,7 +76,7 @@ class Served:
         self._tabs.append(context)
         tab.set_default_timeout(30_000)
         tab.on("pageerror", lambda error: self.problems.append(str(error)))
-        tab.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        tab.on("console", lambda said: said.type == "error" and REFUSED not in said.text and self.problems.append(said.text))
         tab.on("request", lambda request: self.requested.append(request.url))
         tab.goto(self.url)
         tab.wait_for_selector("body.ready")

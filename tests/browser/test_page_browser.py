@@ -368,3 +368,110 @@ def test_the_help_opens_by_key_and_closes(served):
     shot(tab, "help")
     tab.keyboard.press("Escape")
     assert tab.locator("dialog#help[open]").count() == 0
+
+
+def test_files_are_attached_with_their_cost_and_reach_the_model(served, tmp_path):
+    asked = []
+
+    class Asked(ScriptedEngine):
+        def stream(self, messages, sampling, **more):
+            asked.append(messages)
+            return super().stream(messages, sampling, **more)
+
+    served.engine = Asked(["ok"])
+    (tmp_path / "a.py").write_text("x = 1\n\ty\n")
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01")
+    tab = served.open()
+    tab.set_input_files("#pick", [tmp_path / "a.py", tmp_path / "b.bin"])
+    tab.wait_for_selector("#files .file:has-text('a.py')")
+    assert "4 tokens" in tab.inner_text("#files .file")
+    tab.wait_for_selector("#toast:has-text('binary file')")
+    shot(tab, "attached")
+    send(tab, "What is it?")
+    settled(tab)
+    assert asked[0][0].content == "a.py:\n```\nx = 1\n\ty\n```\n\nWhat is it?"
+    assert tab.locator("#files .file").count() == 0 and tab.inner_text("article.user .file") == "a.py"
+
+
+def test_what_will_not_fit_is_said_before_sending_and_the_person_decides(served):
+    served.say(*["ok"] * 6, context_size=200)
+    tab = served.open()
+    send(tab, "first " + "word " * 70)
+    settled(tab)
+    tab.fill("#box textarea", "second " + "word " * 90)
+    tab.wait_for_selector("#files .weight:has-text('This will not fit')")
+    tab.click("#files [data-do=allow_drop]")
+    tab.wait_for_selector("#files .weight:has-text('will be left out')")
+    until(tab, "document.querySelectorAll('#overflow input')[1].checked")
+    tab.click("#status [data-do=ledger]")
+    tab.wait_for_selector("#dialog .ledger .dropped")
+    shot(tab, "ledger")
+    tab.keyboard.press("Escape")
+    tab.press("#box textarea", "Enter")
+    settled(tab, 4)
+    assert "2 of the oldest messages were left out" in tab.inner_text("article >> nth=3")
+
+
+def test_a_conversation_that_does_not_fit_can_go_on_elsewhere(served):
+    served.say("ok", context_size=100)
+    tab = served.open()
+    send(tab, "Tell me about whales")
+    settled(tab)
+    send(tab, "word " * 120)
+    settled(tab, 4)
+    assert "the context holds 100" in tab.inner_text("article.assistant >> nth=1")
+    tab.click("article.assistant [data-do=anew]")
+    until(tab, "document.querySelector('#box textarea').value.includes('- Tell me about whales')")
+    until(tab, "document.body.classList.contains('empty')")
+
+
+def test_a_receipt_opens_and_an_answer_can_be_repeated(served):
+    served.engine = ScriptedEngine()
+    tab = served.open()
+    send(tab, "one two three four five six")
+    settled(tab)
+    tab.click("article.assistant [data-do=receipt]")
+    tab.wait_for_selector("#dialog[open] dd:has-text('seed')")
+    shot(tab, "receipt")
+    tab.click("#dialog [data-do=replay]")
+    tab.wait_for_selector("#replayed:has-text('Identical, all')")
+
+
+def test_chats_are_saved_and_brought_in(served, tmp_path):
+    served.say("whales sing")
+    tab = served.open()
+    send(tab, "Whales?")
+    settled(tab)
+    tab.click("#bar [data-do=export]")
+    with tab.expect_download() as download:
+        tab.click("#dialog .menu a >> nth=1")
+    saved = tmp_path / "chat.json"
+    download.value.save_as(saved)
+    assert "whales sing" in saved.read_text()
+    tab.set_input_files("#bring", saved)
+    until(tab, "document.querySelectorAll('#list .chat').length === 2")
+    tab.wait_for_selector("article:has-text('whales sing')")
+
+
+def test_presets_fill_the_form_and_own_ones_are_kept(served):
+    served.say("ok")
+    tab = served.open()
+    tab.click("#bar [data-do=settings]")
+    tab.click("#preset input")
+    tab.click("ul[role=listbox] li:has-text('Precise')")
+    until(tab, "document.querySelector('#system textarea').value.startsWith('Answer precisely')")
+    tab.click("#settings .label-wrap:has-text('Keep these settings')")
+    tab.fill("#preset-name textarea, #preset-name input", "my own")
+    tab.click("#preset-keep")
+    until(tab, "document.querySelector('#preset input').value === 'my own'")
+    assert [preset.name for preset in served.chats.of("local").presets()][-1] == "my own"
+
+
+def test_a_temporary_chat_leaves_no_trace(served):
+    served.say("hush")
+    tab = served.open()
+    tab.click("#list [data-do=new-temporary]")
+    send(tab, "off the record")
+    settled(tab)
+    assert tab.is_visible(".temporary-note") and tab.locator("#list .chat").count() == 0
+    assert served.chats.store.conversations("local", "off the record") == []

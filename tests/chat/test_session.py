@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from chat.engine import BadRequest, Message, Sampling
+from chat.presets import Preset
 from chat.receipt import Replay
 from chat.scripted import ScriptedEngine
 from chat.session import Chats, ModelState, title_of
@@ -393,6 +394,31 @@ def test_the_ledger_says_before_sending_what_will_not_fit(house):
     assert ledger.rows[-1].tokens == 30 and home.ann.weigh(home.ann.create().id) is None
 
 
+def test_a_refused_conversation_can_go_on_without_its_oldest_turns(house):
+    home = house(*["ok"] * 9, context_size=100)
+    chat, last = long_chat(home, temperature=0.5)
+    assert last.state == "failed"
+    home.ann.allow_drop(chat.id)
+    home.ann.regenerate(chat.id, last.id).wait(5)
+    assert home.ann.view(chat.id).turns[-1].node.state == "whole"
+    assert home.ann.conversation(chat.id).settings == {"temperature": 0.5, "overflow": "drop"}
+
+
+def test_own_presets_stand_beside_ours(house):
+    ann = house().ann
+    ann.keep_preset(Preset("mine", "Be short.", {"temperature": 0.1, "max_tokens": None}))
+    assert [preset.name for preset in ann.presets()] == ["balanced", "precise", "creative", "code", "mine"]
+    for preset in ann.presets():
+        ann.create(system=preset.system, settings=preset.settings)
+    for wrong in (Preset(" "), Preset("code"), Preset("x", "", {"temperature": 99})):
+        with pytest.raises(BadRequest):
+            ann.keep_preset(wrong)
+    with pytest.raises(BadRequest, match="only yours"):
+        ann.forget_preset("code")
+    ann.forget_preset("mine")
+    assert len(ann.presets()) == 4
+
+
 def test_a_new_chat_can_begin_with_an_outline_of_the_old(house):
     home = house(*["ok"] * 9)
     chat, _ = long_chat(home, temperature=0.5)
@@ -409,7 +435,7 @@ def test_a_receipt_says_how_an_answer_came_to_be(house, tmp_path):
     chat = home.ann.create(settings={"temperature": 0.3})
     answer = home.ann.send(chat.id, "Q")
     answer.wait(5)
-    receipt = home.ann.receipt(chat.id, answer.node.id)
+    receipt, _ = home.ann.receipt(chat.id, answer.node.id)
     assert receipt["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert receipt["sampling"]["temperature"] == 0.3 and isinstance(receipt["sampling"]["seed"], int)
     assert receipt["finish"] == "stop" and receipt["stats"]["completion"] == 2 and "Python" in receipt["versions"]
