@@ -403,6 +403,9 @@ class Scheduler:
         if not self._aheads:
             return
         key, job = next(iter(self._aheads.items()))
+        if any(common(slot.tokens, job.tokens) == len(job.tokens) for slot in self._slots):
+            del self._aheads[key]  # it is there already, and perhaps more behind it
+            return
         if job.slot is None:
             job.slot = self._place(job.tokens, job.conversation)
         slot = job.slot

@@ -108,6 +108,16 @@ def test_typing_is_read_ahead(engine: GgufEngine) -> None:
     assert last.stats.reused == len(engine._ids(engine._template.settled([Message("user", typed)]))) > 40
 
 
+def test_taking_back_what_was_typed_loses_nothing_that_was_read(engine: GgufEngine) -> None:
+    typed = "Hello, how are you today? I would like to know what the capital of France is, please, and why"
+    engine.prefill([Message("user", typed)], conversation="a")
+    settle(engine)
+    held = engine._scheduler.held()
+    engine.prefill([Message("user", typed[:60])], conversation="a")
+    settle(engine)
+    assert engine._scheduler.held() == held
+
+
 def test_reading_ahead_gives_way_to_a_question(engine: GgufEngine) -> None:
     engine.prefill([Message("user", "word " * 1500 + "end")], conversation="a")
     answer, _ = say(engine, QUESTION, conversation="b")
