@@ -83,6 +83,10 @@ class Chats:
     def answer(self, name: str) -> Answer | None:
         return self._answers.get(name)
 
+    def before(self, answer: Answer) -> int:
+        """How many answers began earlier and have no text yet, or are still being written."""
+        return sum(one.begun < answer.begun for one in list(self._answers.values()))
+
     def changed(self, *names: str) -> None:
         with self._lock:
             for name in names:
@@ -169,6 +173,8 @@ class Session:
         """Until the program ends, `restore` brings it back."""
         self.stop(name)
         self._change(name, deleted=time.time())
+        if engine := self._chats.model().engine:
+            engine.forget(name)
 
     def restore(self, name: str) -> None:
         self._change(name, deleted=None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chat.ledger import Ledger
+from chat.models import Offer
 from chat.receipt import Replay
 from chat.store import File, Node
 
@@ -73,6 +74,28 @@ def weight_html(ledger: Ledger | None, policy: str, words: Words) -> str:
     drop = f'<button type="button" data-do="allow_drop">{words["drop_oldest"].format(dropped=dropped)}</button>'
     anew = f'<button type="button" data-do="anew">{words["anew"]}</button>'
     return f"<p>{words['over'].format(**numbers)}</p><span>{drop + anew if dropped else ''}</span>"
+
+
+def models_html(offers: Sequence[Offer], words: Words, *, fixed: bool = False) -> str:
+    """The models at hand; `fixed` where only their keeper may change them."""
+    does = {"ready": "open", "absent": "fetch", "paused": "fetch", "failed": "fetch", "fetching": "pause"}
+    rows = []
+    for one in offers:
+        lines = "".join(
+            f"<small>{html.escape(line)}</small>" for line in (one.detail, one.memory, one.speed, one.note) if line
+        )
+        bar = "" if one.progress is None else f'<progress max="1" value="{one.progress:.3f}"></progress>'
+        do = "" if fixed else does.get(one.state, "")
+        button = (
+            f'<button type="button" data-do="model" data-what="{do}" data-name="{html.escape(one.name)}">'
+            f"{words[f'model_{do}']}</button>"
+            if do
+            else f"<em>{words['model_in_use']}</em>"
+            if one.state == "open"
+            else ""
+        )
+        rows.append(f"<li><span><b>{html.escape(one.title)}</b>{lines}{bar}</span>{button}</li>")
+    return f'<h2>{words["models"]}</h2><ul class="models">{"".join(rows)}</ul>'
 
 
 def files_html(files: Sequence[tuple[File, int | None]], words: Words) -> str:

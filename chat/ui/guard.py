@@ -27,8 +27,10 @@ def user_of(request: Request) -> str | None:
 class Guard:
     """Around everything the server says: only this page's own origin, only this machine's own names, a cookie per visitor."""
 
-    def __init__(self, app: Any, mode: Mode, local: bool) -> None:
-        self._app, self._mode, self._local = app, mode, local
+    def __init__(self, app: Any, mode: Mode, local: bool, visitors: bool) -> None:
+        self._app, self._local, self._visitors = app, local, visitors
+        kind = "; Secure; SameSite=None; Partitioned" if mode == "space" else "; SameSite=Lax; Max-Age=31536000"
+        self._cookie = f"; Path=/; HttpOnly{kind}"
         frames = "'self' https://huggingface.co https://*.hf.space" if mode == "space" else "'self'"
         self._headers = {
             "content-security-policy": CSP.format(frames=frames),
@@ -55,9 +57,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers[name] = value
-                if self._mode == "space" and VISITOR not in request.cookies and "text/html" in headers.get("content-type", ""):
-                    cookie = f"{VISITOR}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"
-                    headers.append("set-cookie", cookie)
+                is_page = "text/html" in headers.get("content-type", "")
+                if self._visitors and is_page and VISITOR not in request.cookies:
+                    headers.append("set-cookie", f"{VISITOR}={secrets.token_urlsafe(24)}{self._cookie}")
             await send(message)
 
         await self._app(scope, receive, sending)

@@ -332,6 +332,8 @@ const deeds = {
       find("#replayed").textContent = why;
     });
   },
+  models: () => models({}),
+  model: (button) => models({ do: button.dataset.what, name: button.dataset.name }),
   export: () => dialog(exports()),
   import: () => find("#bring").click(),
   copy: (button, id) => copy(button, texts.get(id) ?? ""),
@@ -365,6 +367,16 @@ function dialog(html) {
   const box = find("#dialog");
   find("div", box).innerHTML = html;
   if (!box.open) box.showModal();
+}
+
+// The list of models, looked at again each second for as long as it is open.
+function models(what) {
+  tell("models", what, (made) => {
+    if (!made.html) return;
+    dialog(made.html);
+    const box = find("#dialog .models");
+    setTimeout(() => box.isConnected && find("#dialog").open && models({}), 1000);
+  });
 }
 
 function exports() {
@@ -523,7 +535,9 @@ function keyed(event) {
   else if (command && event.key === "Enter" && last && !busy) act("regenerate", { node: +last.dataset.id });
   else if (event.altKey && event.key === "Enter" && last && !busy) act("continue", { node: +last.dataset.id });
   else if (!inField && event.key === "?") find("#help").showModal();
-  else if (!inField && !command && event.key === "ArrowLeft" && last) find("[data-do=earlier]", last)?.click();
+  else if (event.key === "ArrowUp" && event.target === theBox() && !theBox().value && !busy) {
+    find("#transcript article.user:nth-last-child(-n+2) [data-do=edit]")?.click();
+  } else if (!inField && !command && event.key === "ArrowLeft" && last) find("[data-do=earlier]", last)?.click();
   else if (!inField && !command && event.key === "ArrowRight" && last) find("[data-do=later]", last)?.click();
   else done = false;
   if (event.key === "Enter" && event.target === theBox()) {
@@ -587,7 +601,7 @@ function build() {
     `<span class="tools">${button("light_dark")}${button("export")}${button("help")}${button("settings")}</span>`;
   const empty = document.createElement("section");
   empty.id = "empty";
-  empty.innerHTML = `<h2>${say.empty_title}</h2><p>${say.empty_text}</p><div>` +
+  empty.innerHTML = `<h2>${say.empty_title}</h2><p>${say["empty_text_" + say.mode]}</p><div>` +
     [1, 2, 3, 4].map((n) => `<button type="button" data-do="suggest">${say["suggest_" + n]}</button>`).join("") + "</div>";
   const frame = find("#transcript");
   frame.before(bar, empty);
@@ -628,7 +642,7 @@ function help() {
   const keys = [
     ["Enter", say.send], ["Shift Enter", say.key_newline], ["Esc", say.stop], [`${command} Shift O`, say.new_chat],
     [`${command} K`, say.search], [`${command} Enter`, say.regenerate], ["Alt Enter", say.continue],
-    ["← →", say.key_versions], [`${command} B`, say.chats], ["?", say.help],
+    ["↑", say.key_edit], ["← →", say.key_versions], [`${command} B`, say.chats], ["?", say.help],
   ];
   return `<dialog id="help"><h2>${say.help}</h2><dl>` +
     keys.map(([key, what]) => `<dt>${key.split(" ").map((one) => `<kbd>${one}</kbd>`).join(" ")}</dt><dd>${what}</dd>`).join("") +

@@ -15,6 +15,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from chat.engine import BadRequest, ChatError, Sampling
+from chat.models import Models
 from chat.presets import OURS, Preset
 from chat.session import Chats, ModelState, Session
 from chat.ui.guard import Guard, Mode
@@ -29,9 +30,9 @@ FIELDS = (
 )
 
 
-def build(chats: Chats, *, mode: Mode = "desktop", models: Any = None) -> gr.Blocks:
+def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None) -> gr.Blocks:
     """`mode`: one person, several who sign in, or visitors who leave nothing behind."""
-    page, say = Page(chats, mode), gr.I18n(**LANGUAGES)
+    page, say = Page(chats, mode, models), gr.I18n(**LANGUAGES)
 
     def session(request: gr.Request) -> Session:
         return chats.of(page.owner(request.cookies, request.username))
@@ -275,10 +276,11 @@ def start(
             f"At {host} others on the network could read and write your chats: "
             "name who may come in with --auth, or say --no-auth if that is what you want."
         )
-    if mode == "shared" and not auth:
-        raise BadRequest("Several people need names to be told apart: give --auth, or leave the shared mode.")
+    if mode == "shared" and not auth and not open_to_all:
+        raise BadRequest("Several people need names to be told apart: give --auth, or let everybody in with --no-auth.")
+    blocks.page.visitors = mode == "space" or (mode == "shared" and not auth)
     port = _free(host, port)
-    guard = Middleware(Guard, mode=mode, local=local)
+    guard = Middleware(Guard, mode=mode, local=local, visitors=blocks.page.visitors)
     blocks.queue(default_concurrency_limit=None, api_open=False, max_size=64)
     # Gradio looks 1,000 times a second for queued events, of which we have none: 5 % of a core, while a model wants both.
     blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 0.1

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from chat import files
 from chat.answer import Answer
 from chat.engine import BadRequest, ChatError
+from chat.models import Models
 from chat.session import Chats, Session, Turn, View
 from chat.ui import dialogs, transcript
 from chat.ui.guard import VISITOR, Mode, user_of
@@ -39,8 +40,9 @@ HERE = Path(__file__).parent
 class Page:
     """Answers the browser. `mode` decides who somebody is: one person, a signed-in name, or a visitor with a cookie."""
 
-    def __init__(self, chats: Chats, mode: Mode) -> None:
-        self.chats, self.mode = chats, mode
+    def __init__(self, chats: Chats, mode: Mode, models: Models | None = None) -> None:
+        self.chats, self.mode, self._models = chats, mode, models
+        self.visitors = mode == "space"  # told apart by a cookie, not by a name
         self._drawings: WeakKeyDictionary[Answer, transcript.Drawing] = WeakKeyDictionary()
         self._turns: OrderedDict[tuple[str, ...], str] = OrderedDict()
 
@@ -51,6 +53,7 @@ class Page:
             Route("/chat/turns", self._asked(self.turns), methods=["POST"]),
             Route("/chat/act", self._asked(self.act), methods=["POST"]),
             Route("/chat/words", self._asked(self.words), methods=["POST"]),
+            Route("/chat/models", self._asked(self.models), methods=["POST"]),
             Route("/chat/file", self._asked(self.attach), methods=["POST"]),
             Route("/chat/weigh", self._asked(self.weigh), methods=["POST"]),
             Route("/chat/receipt", self._asked(self.receipt), methods=["POST"]),
@@ -64,10 +67,10 @@ class Page:
         """Raises BadRequest where nobody is known."""
         if self.mode == "desktop":
             return "local"
-        name = user if self.mode == "shared" else cookies.get(VISITOR)
+        name = cookies.get(VISITOR) if self.visitors else user
         if not name:
             raise BadRequest("You are not signed in: reload the page.")
-        return f"{self.mode}:{name}"
+        return f"{'visitor' if self.visitors else 'name'}:{name}"
 
     def _asked(self, answer: Callable[[Session, dict[str, Any]], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -99,7 +102,19 @@ class Page:
         )
 
     async def words(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
-        return words(asked["language"])
+        return {**words(asked["language"]), "mode": self.mode}
+
+    async def models(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """What models there are, after doing what was asked with one."""
+        if self._models is None:
+            return {"html": ""}
+        deeds = {"open": self._models.open, "fetch": self._models.fetch, "pause": self._models.pause}
+        if asked.get("do"):
+            if self.mode == "space":
+                raise BadRequest("On a Space the model stays as it is.")
+            await run_in_threadpool(deeds[asked["do"]], asked["name"])
+        offers = await run_in_threadpool(self._models.offers)
+        return {"html": dialogs.models_html(offers, words(asked["language"]), fixed=self.mode == "space")}
 
     async def tail(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
         """What is new since `have`, as soon as there is something. A missing conversation is an empty one."""
@@ -135,6 +150,7 @@ class Page:
                 answer,
                 drawing,
                 say,
+                before=self.chats.before(answer) if self.mode != "desktop" else 0,
                 text_from=asked["text"] if same else 0,
                 thought_from=(asked["thought"] if same else 0) if asked["thought"] is not None else None,
             )

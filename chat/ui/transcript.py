@@ -101,13 +101,15 @@ class Drawing:
             self.text.feed(answer.content)
 
 
-def live(answer: Answer, drawing: Drawing, words: Words, *, text_from: int, thought_from: int | None) -> dict[str, object]:
+def live(
+    answer: Answer, drawing: Drawing, words: Words, *, text_from: int, thought_from: int | None, before: int = 0
+) -> dict[str, object]:
     """What changed in a growing answer for somebody who has its first blocks. `thought_from` None: the thought is closed."""
     drawing.update(answer)
     made: dict[str, object] = {
         "node": answer.node.id,
         "phase": answer.phase,
-        "label": progress(answer, words),
+        "label": progress(answer, words, before),
         "text": _rest(drawing.text, text_from),
         "thinks": bool(answer.thinking),
         "thought_label": _thought_label(answer, words),
@@ -128,14 +130,14 @@ def _thought_label(answer: Answer, words: Words) -> str:
     return words["thought_s"].format(s=_seconds(answer.thought_s))
 
 
-def progress(answer: Answer, words: Words) -> str:
-    """One line for the time before there is text."""
+def progress(answer: Answer, words: Words, before: int = 0) -> str:
+    """One line for the time before there is text; `before` others asked earlier."""
     if answer.phase == "waiting":
         return words["waiting"]
     if answer.phase != "reading":
         return ""
     if not answer.progress or answer.progress[1] - answer.progress[0] < 1:
-        return words["reading"]
+        return words["before_you"].format(count=before) if before else words["reading"]
     line = words["reading_of"].format(read=f"{answer.progress[0]:,}", total=f"{answer.progress[1]:,}")
     left = answer.seconds_left_to_read
     return line if left is None else f"{line}, {words['left_s'].format(s=max(1, round(left)))}"
@@ -148,7 +150,9 @@ def status_html(state: ModelState, answer: Answer | None, stats: dict[str, Any] 
         kind = "error" if state.error else "loading"
         return f'<span class="{kind}" role="status">{html.escape(text)}</span>'
     about = state.engine.about
-    parts = [_part("model", about.model), _part("backend", about.backend), _part("detail", about.detail)]
+    name = html.escape(about.model)
+    model = f'<button type="button" class="model" data-do="models" title="{words["models"]}">{name}</button>'
+    parts = [model, _part("backend", about.backend), _part("detail", about.detail)]
     if state.text:
         parts.append(_part("loading", state.text))
     used, measures = _measures(answer, stats, words)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chat.models import Offer
 from chat.scripted import ScriptedEngine
 from chat.session import Chats, ModelState
 from chat.store import Store
@@ -34,6 +35,32 @@ def chromium():
         browser.close()
 
 
+class Shelf:
+    """Models that only say what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked = []
+        self.states = {"guide": "open", "big": "absent"}
+
+    def offers(self):
+        states, progress = self.states, 0.4 if self.states["big"] == "fetching" else None
+        return [
+            Offer("guide", "Guide", "8 MB · Q8_0", state=states["guide"]),
+            Offer("big", "Qwen3-4B-GKD-Tulu", "2.5 GB · Q4_K_M", "needs 4.2 GB", state=states["big"], progress=progress),
+        ]
+
+    def open(self, name):
+        self.asked.append(("open", name))
+
+    def fetch(self, name):
+        self.asked.append(("fetch", name))
+        self.states[name] = "fetching"
+
+    def pause(self, name):
+        self.asked.append(("pause", name))
+        self.states[name] = "paused"
+
+
 class Served:
     """A program with its page. `engine` may be exchanged; `open` gives a new tab, in one browser's memory where given."""
 
@@ -43,6 +70,7 @@ class Served:
         self.waiting = ModelState("Reading the model")
         self.problems, self.requested = [], []
         self._tabs = []
+        self.models = Shelf()
         self.start()
 
     def model(self):
@@ -52,7 +80,7 @@ class Served:
         from chat.ui.page import build, start
 
         self.chats = Chats(Store(self.folder / "chats.sqlite3"), self.model)
-        self.url, self._stop = start(build(self.chats), port=port)
+        self.url, self._stop = start(build(self.chats, models=self.models), port=port)
 
     def stop(self):
         self.chats.close()

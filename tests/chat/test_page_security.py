@@ -112,13 +112,13 @@ def test_nobody_gets_in_without_signing_in(shared, path):
 def test_anothers_conversation_is_not_there_whatever_is_asked(shared, space, who):
     if who == "signed in as another":
         url, chats = shared
-        name, node = filled(chats, "shared:ann")
+        name, node = filled(chats, "name:ann")
         client = signed_in(url, "bob", "pw-b")
     else:
         url, chats = space
-        name, node = filled(chats, "space:ann")
+        name, node = filled(chats, "visitor:ann")
         client = httpx.Client(base_url=url, cookies={VISITOR: "bob"}, timeout=30)
-    owner = "shared:ann" if who == "signed in as another" else "space:ann"
+    owner = "name:ann" if who == "signed in as another" else "visitor:ann"
     ask = {"chat": name, "node": node, "language": "en", "text": "x", "whole": True, "number": 0, "ids": [node]}
     tail = client.post("/chat/tail", json={**TAIL, "chat": name}).json()
     assert tail["turns"] == [] and "secret" not in json.dumps(tail)
@@ -139,14 +139,14 @@ def test_anothers_conversation_is_not_there_whatever_is_asked(shared, space, who
 
 def test_gradios_own_routes_are_checked_the_same_way(shared):
     url, chats = shared
-    name, node = filled(chats, "shared:ann")
+    name, node = filled(chats, "name:ann")
     place = json.dumps({"chat": name, "after": node})
     ann, bob = signed_in(url, "ann", "pw-a"), signed_in(url, "bob", "pw-b")
     functions = bob.get("/config").json()["dependencies"]
     for one in functions:
         values = [place if component == functions[0]["inputs"][1] else None for component in one["inputs"]]
         bob.post("/gradio_api/run/predict", json={"data": values, "fn_index": one["id"], "session_hash": "x"})
-    kept = chats.of("shared:ann").view(name)
+    kept = chats.of("name:ann").view(name)
     assert [turn.node.content for turn in kept.turns] == ["my secret question", "secret answer"]
     assert bob.get("/gradio_api/info").json()["named_endpoints"] == {} == ann.get("/gradio_api/info").json()["named_endpoints"]
 
@@ -156,6 +156,17 @@ def test_a_visitor_of_a_space_gets_a_cookie_no_script_can_read(space):
     cookie = httpx.get(url).headers["set-cookie"]
     assert cookie.startswith(VISITOR) and "HttpOnly" in cookie and "Secure" in cookie
     assert httpx.get(url).headers["set-cookie"] != cookie
+
+
+def test_where_everybody_may_come_in_each_sees_only_their_own(serve):
+    url, chats = serve("shared", open_to_all=True)
+    first, second = httpx.Client(base_url=url), httpx.Client(base_url=url)
+    for client in (first, second):
+        client.get("/")
+        assert client.cookies.get(VISITOR)
+    name, _ = filled(chats, f"visitor:{first.cookies[VISITOR]}")
+    assert len(first.post("/chat/tail", json={**TAIL, "chat": name}).json()["turns"]) == 2
+    assert second.post("/chat/tail", json={**TAIL, "chat": name}).json()["turns"] == []
 
 
 def test_strangers_on_the_network_need_a_word_of_the_person(serve):

@@ -1,0 +1,37 @@
+"""What a page shows of the models at hand, and may do with them. The composition root brings the real one.
+
+Standard library only. `open` and `fetch` return at once; what follows is seen in `offers()` and in the status line.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One model. `detail` is a short line: size, type, quality; `memory` and `speed` are sentences or empty."""
+
+    name: str
+    title: str
+    detail: str = ""
+    memory: str = ""
+    speed: str = ""
+    state: Literal["open", "ready", "absent", "fetching", "paused", "failed"] = "ready"
+    progress: float | None = None  # from 0 to 1, while it is fetched
+    note: str = ""  # what is being done, or why it failed
+
+
+class Models(Protocol):
+    """Raises ChatError with a sentence from any method."""
+
+    def offers(self) -> list[Offer]: ...
+
+    def open(self, name: str) -> None:
+        """Chat with this one from the next answer on; conversations stay."""
+        ...
+
+    def fetch(self, name: str) -> None:
+        """Begin or resume the download, in the background."""
+        ...
+
+    def pause(self, name: str) -> None: ...
