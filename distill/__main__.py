@@ -8,7 +8,7 @@
     python -m distill plot runs/NAME                        report.html and pictures/*.png
     python -m distill export runs/NAME FOLDER [--adapter]   a Hugging Face folder, ready for convert
     python -m distill bench [--quick] [--json]              cost beside TRL's three trainers
-    python -m distill mini                                  the paper in miniature, on a CPU
+    python -m distill mini [--repair]                       the paper, or mending the forgotten, in miniature on a CPU
 
 Several processes: `accelerate launch -m distill train ...` or torchrun. On a busy machine tiny models want `threads=1`.
 
@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--from", dest="source", metavar="final|best|STEP", help="default: final")
     export.add_argument("--adapter", action="store_const", const="adapter", dest="what", help="only the LoRA adapter")
     mini = command("mini", "the paper's experiment in miniature: grid navigation, 7 arms")
-    mini.add_argument("--out", type=Path, help="default: runs/mini")
+    mini.add_argument("--repair", action="store_true", help="instead: mending what was forgotten, as the flagship was made")
+    mini.add_argument("--out", type=Path, help="default: runs/mini, or runs/repair")
     mini.add_argument("--seeds", type=int, help="default: 3")
     mini.add_argument("--json", action="store_true", dest="as_json")
     return top
@@ -233,17 +234,22 @@ def export(run: Path, target: Path, source: str = "final", what: str = "merged")
     print(f"wrote {exporting.export(Run.open(run), target, source, what)}")
 
 
-def mini(out: Path = Path("runs/mini"), seeds: int = 3, as_json: bool = False) -> None:
-    from distill.grid import as_table, reproduce
+def mini(out: Path | None = None, seeds: int = 3, as_json: bool = False, repair: bool = False) -> None:
+    from distill import grid
+    from distill import repair as repairing
 
+    out = out or Path("runs/repair" if repair else "runs/mini")
     if (out / "tests.jsonl").exists():
         raise DistillError(f"{out} holds an experiment already; say --out OTHER.")
     lines = []
-    for line in reproduce(out, seeds):
+    for line in repairing.repair(out) if repair else grid.reproduce(out, seeds):
         lines.append(line)
         if not as_json:
             print("  ".join(f"{name} {value}" for name, value in line.items() if name != "means"), flush=True)
-    print(json.dumps(lines) if as_json else as_table(lines))
+    if as_json:
+        print(json.dumps(lines))
+    elif not repair:
+        print(grid.as_table(lines))
 
 
 def resume(run: Path) -> None:

@@ -45,6 +45,12 @@ def collate(rows: Sequence[TokenRow], numbers: Sequence[int], weights: Sequence[
     return Batch(ids, torch.cat(positions), torch.cat(labels), torch.cat(each), tuple(numbers))
 
 
+def nothing(pad: int) -> Batch:
+    """A batch without a position that counts."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(torch.tensor([[pad]]), none, none, none.float(), ())
+
+
 def targets_of(row: TokenRow) -> int:
     """How many tokens of a row count in the loss (the first token of a row has nothing before it)."""
     return int(row.trained[1:].sum())

@@ -71,9 +71,8 @@ class Chart:
     def svg(self) -> str:
         place, (xs, ys) = self.place(), self.ticks()
         parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.title)}">']
-        parts.append(
-            f'<text x="{LEFT}" y="14" class="title">{escape(self.title)} <tspan class="unit">{escape(self.unit)}</tspan></text>'
-        )
+        title = f'{escape(self.title)} <tspan class="unit">{escape(self.unit)}</tspan>'
+        parts.append(f'<text x="{LEFT}" y="14" class="title">{title}</text>')
         for y in ys:
             _, top = place(xs[0] if xs else 0, y)
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top:.1f}" y2="{top:.1f}" class="grid"/>')

@@ -49,37 +49,47 @@ ARMS: dict[str, dict[str, object]] = {
 }
 
 
-def walk(random: np.random.Generator, noise: float) -> tuple[str, str]:
-    """(prompt, answer): a random task and a path to its goal, of shortest moves but for a share `noise` of random ones."""
-    x, y, gx, gy = (int(value) for value in random.integers(0, SIZE, 4))
-    prompt, path = f"{x}{y}{gx}{gy}", ""
-    while (x, y) != (gx, gy):
-        good = [name for name, (dx, dy) in MOVES.items() if dx * (gx - x) > 0 or dy * (gy - y) > 0]
-        legal = [name for name, (dx, dy) in MOVES.items() if 0 <= x + dx < SIZE and 0 <= y + dy < SIZE]
-        name = str(random.choice(legal if random.random() < noise else good))
-        x, y, path = x + MOVES[name][0], y + MOVES[name][1], path + name
-    return prompt, path
+def walk(random: np.random.Generator, noise: float, points: int = 2) -> tuple[str, str]:
+    """(prompt, answer): a random task of so many points, and a path through them in order.
+
+    Moves are shortest ones but for a share `noise` of random ones. Two points are start and goal, three have a waypoint.
+    """
+    corners = random.integers(0, SIZE, (points, 2)).tolist()
+    (x, y), path = corners[0], ""
+    for gx, gy in corners[1:]:
+        while (x, y) != (gx, gy):
+            good = [name for name, (dx, dy) in MOVES.items() if dx * (gx - x) > 0 or dy * (gy - y) > 0]
+            legal = [name for name, (dx, dy) in MOVES.items() if 0 <= x + dx < SIZE and 0 <= y + dy < SIZE]
+            name = str(random.choice(legal if random.random() < noise else good))
+            x, y, path = x + MOVES[name][0], y + MOVES[name][1], path + name
+    return "".join(f"{x}{y}" for x, y in corners), path
 
 
 def reached(prompt: str, answer: str, reference: str) -> bool:
-    """The task's score: every move stays on the grid, and the answer ends on the goal."""
+    """The task's score: every move stays on the grid, meets the waypoints in order, and the answer ends on the goal."""
     digits = [int(character) for character in prompt if character.isdigit()]
-    x, y, gx, gy = digits[-4:]
-    for name in answer.strip():
-        if name not in MOVES:
+    points = list(zip(digits[::2], digits[1::2], strict=True))
+    (x, y), goal, waiting = points[0], points[-1], points[1:-1]
+    for name in ["", *answer.strip()]:
+        if name and name not in MOVES:
             return False
-        x, y = x + MOVES[name][0], y + MOVES[name][1]
+        dx, dy = MOVES[name] if name else (0, 0)
+        x, y = x + dx, y + dy
         if not (0 <= x < SIZE and 0 <= y < SIZE):
             return False
-    return (x, y) == (gx, gy)
+        if waiting and (x, y) == waiting[0]:
+            waiting = waiting[1:]
+    return not waiting and (x, y) == goal
 
 
-def write_tasks(path: Path, count: int, noise: float, seed: int, avoid: Sequence[str] = (), repeat: bool = False) -> list[str]:
+def write_tasks(
+    path: Path, count: int, noise: float, seed: int, avoid: Sequence[str] = (), repeat: bool = False, points: int = 2
+) -> list[str]:
     """Rows in our JSONL; gives their prompts. Tasks that start on their goal are left out, as are those to `avoid`."""
     random = np.random.default_rng(seed)
     seen, lines = set(avoid), []
     for _ in range(60 * count):
-        prompt, answer = walk(random, noise)
+        prompt, answer = walk(random, noise, points)
         if answer and len(answer) <= 24 and prompt not in avoid and (repeat or prompt not in seen):
             seen.add(prompt)
             lines.append({"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]})
@@ -184,12 +194,9 @@ class Lab:
             answers = rollout.rollout(loaded, prompts, range(len(prompts)), sampling)
             ended = [answer[-1] in sampling.ends for answer in answers]
             decoded = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-            right = [e and self.solved(row[0]["content"], text) for row, text, e in zip(rows, decoded, ended, strict=True)]
+            right = [e and reached(row[0]["content"], text, "") for row, text, e in zip(rows, decoded, ended, strict=True)]
             found[name] = round(100 * float(np.mean(right)), 1)
         return found
-
-    def solved(self, prompt: str, answer: str) -> bool:
-        return reached(prompt, answer, "")
 
 
 def make_teacher(folder: Path, scale: Scale) -> dict:

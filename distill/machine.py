@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from distill import sharding
 from distill.errors import DistillError
 from distill.recipe import Recipe
 
@@ -15,6 +16,7 @@ class Machine:
     device: torch.device
     rank: int = 0
     world: int = 1
+    shards: bool = False  # FSDP2
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +58,7 @@ def start_machine(recipe: Recipe) -> Machine:
         torch.set_num_threads(recipe.threads)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    return Machine(device, rank, world)
+    return Machine(device, rank, world, world > 1 and sharding.is_asked_for())
 
 
 def peak_memory(device: torch.device) -> float:

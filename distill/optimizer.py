@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.recipe import Recipe
+from distill.sharding import like
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -20,14 +21,14 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * share
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
     """Matrices decay, vectors (norms) do not."""
     groups = [
         {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     betas = (recipe.adam_beta1, recipe.adam_beta2)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=betas, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, betas=betas, fused=fused)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -44,4 +45,5 @@ def load_optimizer_state(
 ) -> None:
     for key, value in stored.items():
         name, slot = key.rsplit("/", 1)
-        optimizer.state[parameters[name]][slot] = value.to(value.device if slot == "step" else parameters[name].device)
+        parameter = parameters[name]
+        optimizer.state[parameter][slot] = value if slot == "step" else like(value.to(parameter.device), parameter)

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from distill import models
+from distill import models, sharding
 from distill.batch import Batch
 from distill.loss import NotFinite
 from distill.recipe import ADAPTER_OFF, Recipe
@@ -29,6 +29,13 @@ class Teacher:
             if recipe.teacher_bits == 16:
                 model.to("cpu" if self.swaps else device)
         self.head = models.head_of(model).detach().to(device)
+        self.reader: sharding.Reader | None = None
+
+    def shard(self) -> None:
+        """Spreads the blocks over the processes; the head stays whole on each, for the loss needs all of it."""
+        self.head = self.head.clone()
+        self.reader = sharding.Reader(self.model)
+        sharding.shard(self.reader, self.model)
 
     @contextmanager
     def at_work(self) -> Iterator[nn.Module]:
@@ -50,7 +57,9 @@ class Teacher:
     def hidden(self, batch: Batch) -> Tensor:
         """[N, Ht] at the batch's positions. Raises NotFinite."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            found = models.hidden_states(self.model, batch.ids.to(self.device)).flatten(0, 1)[batch.positions.to(self.device)]
+            ids = batch.ids.to(self.device)
+            found = self.reader(ids) if self.reader else models.hidden_states(self.model, ids)
+        found = found.flatten(0, 1)[batch.positions.to(self.device)]
         finite = torch.isfinite(found).all(-1)
         if not finite.all():
             error = NotFinite("The teacher's output", int((~finite).nonzero()[0]))
@@ -72,6 +81,8 @@ class Teacher:
 
     def answer(self, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling) -> list[list[int]]:
         with self.at_work():
+            if self.reader:  # the root's own weights (embedding, norm, head) are whole after its first forward
+                self.reader(torch.tensor([[0]], device=self.device))
             return rollout(self.model, prompts, keys, sampling)
 
 

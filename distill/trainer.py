@@ -3,6 +3,7 @@
 `Trainer(run, machine).train()` yields a dict per log line; closing the generator stops after the current step.
 """
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import models, windows
-from distill.batch import Batch, batches, targets_of, weights_of
+from distill import models, sharding, windows
+from distill.batch import Batch, batches, nothing, targets_of, weights_of
 from distill.clock import Clock, Signals
 from distill.dataset import read_dataset
 from distill.errors import DistillError
@@ -54,8 +55,15 @@ class Trainer:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.student = models.Student(self.model)
         self.teacher: Teacher | None = load_teacher(recipe, self.model, device) if recipe.needs_teacher else None
+        self.plain: torch.nn.Module | None = None  # of a sharded student: the copy that samples
+        if machine.shards:
+            sharding.check(recipe)
+            self.plain = copy.deepcopy(self.model).requires_grad_(False)
+            sharding.shard(self.student, self.model)
+            if self.teacher:
+                self.teacher.shard()
         self.parameters = models.trainable(self.model)
-        self.optimizer = make_optimizer(self.parameters, recipe)
+        self.optimizer = make_optimizer(self.parameters, recipe, fused=not machine.shards)
         if recipe.compile:
             models.backbone(self.model).compile(dynamic=True)
         rows = self.data.training
@@ -117,7 +125,8 @@ class Trainer:
         try:
             examples = self.answered(rows, step, stats) if on_policy else self.given(rows)
             tokens, count = self.machine.sum(sum(map(targets_of, examples)), len(examples))
-            pieces = batches(examples, weights_of(examples, recipe.loss_norm, tokens, count), recipe.micro_tokens, self.pad)
+            weights = weights_of(examples, recipe.loss_norm, tokens, count)
+            pieces = self.evened(batches(examples, weights, recipe.micro_tokens, self.pad))
             self.student.train()
             loss = self.learn(pieces)
         except NotFinite as exc:
@@ -160,6 +169,20 @@ class Trainer:
             "peak_mb": round(peak_memory(self.machine.device), 1),
         }
 
+    def evened(self, pieces: list[Batch]) -> list[Batch]:
+        """With shards, equally many batches on every process: each forward and backward waits for all of them."""
+        if not self.machine.shards:
+            return pieces
+        most = max(self.machine.gather(len(pieces)))
+        return pieces + [nothing(self.pad)] * (most - len(pieces))
+
+    def whole_model(self) -> torch.nn.Module:
+        """The student as one plain model: itself, or the copy filled from the shards."""
+        if self.plain is None:
+            return self.model
+        sharding.refill(self.plain, self.model)
+        return self.plain
+
     # ---------------------------------------------------------------- examples
 
     def sampling(self, step: int, stream: str) -> Sampling:
@@ -181,7 +204,7 @@ class Trainer:
         prompts, keys = [row.ids[: row.prompt].tolist() for row in rows], [row.key for row in rows]
         autocast = torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast)
         with self.clock.phase("generate"), autocast:
-            written = rollout(self.model, prompts, keys, self.sampling(step, "student"), stats)
+            written = rollout(self.whole_model(), prompts, keys, self.sampling(step, "student"), stats)
         return [extended(row, answer) for row, answer in zip(rows, written, strict=True)]
 
     def given(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -214,7 +237,8 @@ class Trainer:
                 with self.clock.phase("student"):
                     with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast):
                         loss, _ = self.student(batch.ids, batch.positions, batch.weights, objective)
-                    loss.backward()
+                    # FSDP averages over the processes, and this is a sum
+                    (loss * self.machine.world if self.machine.shards else loss).backward()
             except NotFinite as exc:
                 exc.batch = batch
                 raise
@@ -232,9 +256,9 @@ class Trainer:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.machine.world > 1:
+        if self.machine.world > 1 and not self.machine.shards:
             sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf)
+        norm = sharding.full(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf))
         if not torch.isfinite(norm):
             raise self.refuse(NotFinite("The gradient", 0), pieces[0] if pieces else None)
         return norm.item()
@@ -260,7 +284,7 @@ class Trainer:
 
     def evaluation(self) -> Evaluation:
         return Evaluation(
-            self.student,
+            self.student if self.plain is None else models.Student(self.whole_model()),
             self.teacher,
             self.data.held_out[: self.recipe.eval_rows],
             self.data.keep[: self.recipe.eval_rows],
@@ -272,11 +296,14 @@ class Trainer:
             self.score,
         )
 
+    def teacher_is_student(self) -> bool:
+        return not self.machine.shards and are_identical(self.model, self.teacher.model)
+
     def look_at_teacher(self) -> Iterator[dict]:
         """What is odd about the pair before the first step."""
         for difference in self.accepted:
             yield self.note(difference)
-        if self.teacher and self.recipe.teacher != ADAPTER_OFF and are_identical(self.model, self.teacher.model):
+        if self.teacher and self.recipe.teacher != ADAPTER_OFF and self.teacher_is_student():
             yield self.note("warning: student and teacher have identical weights; there is nothing to learn")
         if self.teacher and self.score and self.data.held_out:
             self.start = self.evaluation().teacher_scores()
@@ -343,8 +370,9 @@ class Trainer:
     # ---------------------------------------------------------------- keeping
 
     def checkpoint(self) -> None:
+        weights = {name: sharding.full(parameter.detach()).contiguous() for name, parameter in self.parameters.items()}
+        optimizer = {name: sharding.full(value) for name, value in optimizer_state(self.optimizer, self.parameters).items()}
         if self.machine.is_main:
-            weights = {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
             state = {
                 "tokens": self.tokens,
                 "best": self.best,
@@ -354,7 +382,6 @@ class Trainer:
                 "dtype": self.recipe.dtype,
                 "world": self.machine.world,
             }
-            optimizer = optimizer_state(self.optimizer, self.parameters)
             self.run.save_checkpoint(self.done, weights, optimizer, state, self.recipe.keep_checkpoints)
         self.machine.wait()
 
@@ -365,7 +392,7 @@ class Trainer:
             raise DistillError(f"The checkpoint of step {step} belongs to another model than the recipe's student.")
         with torch.no_grad():
             for name, value in weights.items():
-                self.parameters[name].copy_(value)
+                self.parameters[name].copy_(sharding.like(value.to(self.machine.device), self.parameters[name]))
         return optimizer, state
 
     def restore(self, step: int) -> None:
@@ -381,7 +408,8 @@ class Trainer:
 
     def export(self, target: Path) -> None:
         """The student as a Hugging Face folder; a LoRA student with its adapter merged, beside the adapter itself."""
+        model = self.whole_model()
         if self.machine.is_main:
             dtype = DTYPES[self.recipe.save_dtype or self.recipe.dtype]
-            write_whole(target, lambda part: models.save_student(self.model, self.recipe, part, dtype))
+            write_whole(target, lambda part: models.save_student(model, self.recipe, part, dtype))
         self.machine.wait()

@@ -143,14 +143,15 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def in_processes(count: int, arguments: list[str]) -> None:
+def in_processes(count: int, arguments: list[str], **more: str) -> None:
     port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "distill", *arguments],
             env=os.environ
-            | {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+            | {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            | more,
             stdout=subprocess.DEVNULL,
         )
         for rank in range(count)
@@ -158,20 +159,37 @@ def in_processes(count: int, arguments: list[str]) -> None:
     assert [process.wait(timeout=240) for process in started] == [0] * count
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path, student, teacher, rows):
+@pytest.mark.parametrize("kind", ["two", pytest.param("sharded", marks=pytest.mark.slow)])
+def test_two_processes_whole_or_sharded_give_the_losses_of_one(tmp_path, student, teacher, rows, kind):
+    """gloo on a CPU: gradients summed over replicas; and FSDP2 with student and teacher in shards."""
+    from distill.__main__ import main
+    from safetensors.torch import load_file
+
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"mode: gkd\nstudent: {student.as_posix()}\nteacher: {teacher.as_posix()}\ndata: {rows.as_posix()}\n"
-        "window: 5\nsteps: 6\nholdout: 0\nnew_tokens: 10\nthreads: 1\nlr: 1e-3\nmicro_tokens: 64\n"
-        "warm_start: 'off'\ndevice: cpu\n",
+        "window: 5\nsteps: 4\nholdout: 0.2\neval_every: 0\nnew_tokens: 10\nthreads: 1\nlr: 1e-3\nmicro_tokens: 64\n"
+        "warm_start: 'off'\ndevice: cpu\ncheckpoint_every: 2\n",
         encoding="utf-8",
     )
-    found = {}
-    for count in (1, 2):
-        run = tmp_path / f"run{count}"
-        in_processes(count, ["train", str(recipe), f"run={run.as_posix()}"])
-        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-        found[count] = [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "step"]
-    assert len(found[1]) == 6
-    for one, two in zip(found[1], found[2], strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
+    found, final = {}, {}
+    for name in ("one", kind):
+        run = tmp_path / name
+        arguments = ["train", str(recipe), f"run={run.as_posix()}"]
+        if name == "one":
+            assert main(arguments) == 0
+        else:
+            in_processes(2, arguments, ACCELERATE_USE_FSDP=str(kind == "sharded"))
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        found[name] = [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "step"]
+        found[name] += [(line["kl_student_teacher"],) for line in lines if line["kind"] == "eval"]
+        final[name] = load_file(run / "final" / "model.safetensors")
+    assert len(found["one"]) == 6
+    for one, other in zip(found["one"], found[kind], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert final[kind].keys() == final["one"].keys()
+    assert all(torch.allclose(final[kind][name], final["one"][name], atol=1e-4) for name in final["one"])
+    for file in ("weights", "optimizer"):  # a checkpoint is whole tensors, whoever wrote it
+        paths = [tmp_path / name / "checkpoints" / "step-00000004" / f"{file}.safetensors" for name in ("one", kind)]
+        one, other = ({name: value.shape for name, value in load_file(path).items()} for path in paths)
+        assert one == other
