@@ -102,7 +102,8 @@ def run(settings: Settings, choice: Choice) -> None:
     opening = Opening(choice)
     opening.start()
 
-    from chat.session import Chats, ModelState
+    from chat.answer import ModelState
+    from chat.chats import Chats
     from chat.store import Store
     from chat.ui.page import build, serve
 

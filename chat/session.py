@@ -1,27 +1,28 @@
-"""What a person can do with their conversations. Everything the page and the terminal show goes through here.
+"""What a person can do with their conversations: send, regenerate, edit, continue, and all around it.
 
-`Chats` is the program's one set of conversations and running answers; `chats.of(owner)` is what one person may touch.
+Everything the page shows goes through here. `chats.of(owner)` makes one; it knows engines by their protocol alone.
 """
 
 import re
 import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chat import presets
-from chat.answer import Answer, ModelState, Prompt, texts
+from chat.answer import Answer, Prompt, texts
 from chat.archive import from_text, to_json, to_jsonl, to_markdown
 from chat.engine import BadRequest, Engine, Message, Sampling
 from chat.ledger import Ledger, cost, fit, reserve, weigh
 from chat.presets import Preset
 from chat.receipt import Replay, full, replay
-from chat.store import Conversation, File, Found, Node, Store
+from chat.store import Conversation, File, Found, Node
 
-__all__ = ["Chats", "ModelState", "Session", "Turn", "View"]
+if TYPE_CHECKING:
+    from chat.chats import Chats
+
 LONGEST = 2_000_000  # characters of one message with its files: far beyond any context here, far below what would hurt
 NAME = re.compile(r"(temporary-)?[0-9a-f]{32}")
 SAMPLED = tuple(field.name for field in fields(Sampling))
@@ -45,86 +46,10 @@ class View:
     answer: Answer | None
 
 
-class Chats:
-    """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with."""
-
-    def __init__(self, store: Store, model: Callable[[], ModelState]) -> None:
-        self.store, self.model = store, model
-        self.epoch = uuid.uuid4().hex[:8]  # after a restart nothing that a tab remembers is true any more
-        self._memory = Store(None)  # temporary conversations are never on disk
-        self._answers: dict[str, Answer] = {}
-        self._changes: dict[str, int] = {}
-        self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
-        self._lock = threading.RLock()
-        self.closed = False
-
-    def of(self, owner: str) -> "Session":
-        return Session(self, owner)
-
-    def busy(self, engine: Engine) -> bool:
-        return any(answer.engine is engine for answer in list(self._answers.values()))
-
-    def close(self) -> None:
-        """Stop every answer, keep what it has, close the store. Takes seconds at most. Idempotent."""
-        with self._lock:
-            self.closed = True
-            answers = list(self._answers.values())
-        for answer in answers:
-            answer.stop()
-        for answer in answers:
-            answer.wait(5)
-        self.store.close()
-        self._memory.close()
-
-    def changes(self, name: str) -> int:
-        """A number that rises with every change of a conversation, or of an owner's list."""
-        return self._changes.get(name, 0)
-
-    def answer(self, name: str) -> Answer | None:
-        return self._answers.get(name)
-
-    def before(self, answer: Answer) -> int:
-        """How many answers began earlier and have no text yet, or are still being written."""
-        return sum(one.begun < answer.begun for one in list(self._answers.values()))
-
-    def changed(self, *names: str) -> None:
-        with self._lock:
-            for name in names:
-                self._changes[name] = self._changes.get(name, 0) + 1
-
-    def attached(self, name: str) -> tuple[File, ...]:
-        return self._attached.get(name, ())
-
-    def attach(self, name: str, files: Sequence[File]) -> None:
-        with self._lock:
-            self._attached[name] = tuple(files)
-        self.changed(name)
-
-    def store_of(self, name: str) -> Store:
-        return self._memory if name.startswith("temporary-") else self.store
-
-    def begin(self, name: str, make: Callable[[], Answer]) -> Answer:
-        """Start what `make` stores and returns, unless the conversation is already being answered."""
-        with self._lock:
-            if self.closed:
-                raise BadRequest("The program is closing: start it again, nothing is lost.")
-            if name in self._answers:
-                raise BadRequest("An answer is still being written here: wait for it, or stop it first.")
-            answer = self._answers[name] = make()
-            answer.start()
-        self.changed(name)
-        return answer
-
-    def end(self, answer: Answer) -> None:
-        with self._lock:
-            self._answers.pop(answer.node.conversation, None)
-        self.changed(answer.node.conversation)
-
-
 class Session:
     """One owner's conversations; another's are, to this one, not there. Raises BadRequest with a sentence."""
 
-    def __init__(self, chats: Chats, owner: str) -> None:
+    def __init__(self, chats: "Chats", owner: str) -> None:
         self._chats, self.owner = chats, owner
 
     # the list

@@ -14,10 +14,12 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from chat.answer import ModelState
+from chat.chats import Chats
 from chat.engine import BadRequest, ChatError, Sampling
 from chat.models import Models
 from chat.presets import OURS, Preset
-from chat.session import Chats, ModelState, Session
+from chat.session import Session
 from chat.ui.guard import Guard, Mode
 from chat.ui.routes import Page
 from chat.ui.words import EN, LANGUAGES

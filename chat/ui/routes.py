@@ -22,9 +22,10 @@ from starlette.routing import Route
 
 from chat import files
 from chat.answer import Answer
+from chat.chats import Chats
 from chat.engine import BadRequest, ChatError
 from chat.models import Models
-from chat.session import Chats, Session, Turn, View
+from chat.session import Session, Turn, View
 from chat.ui import dialogs, transcript
 from chat.ui.guard import VISITOR, Mode, user_of
 from chat.ui.words import words

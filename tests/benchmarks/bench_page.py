@@ -54,8 +54,9 @@ def serve(folder: Path, pipe, tps: float) -> None:
     from chat.ui.environment import quiet
 
     quiet(folder)
+    from chat.answer import ModelState
+    from chat.chats import Chats
     from chat.scripted import ScriptedEngine
-    from chat.session import Chats, ModelState
     from chat.store import Store
     from chat.ui.page import build, start
 

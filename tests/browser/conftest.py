@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from chat.answer import ModelState
+from chat.chats import Chats
 from chat.models import Offer
 from chat.scripted import ScriptedEngine
-from chat.session import Chats, ModelState
 from chat.store import Store
 from chat.ui.environment import quiet
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chat.answer import ModelState
 from chat.archive import from_text, to_json, to_jsonl, to_markdown
+from chat.chats import Chats
 from chat.engine import BadRequest
 from chat.scripted import ScriptedEngine
-from chat.session import Chats, ModelState
 from chat.store import Conversation, File, Node, Store
 
 HARD = "Tabs:\n\tall:\n  tail \r\n\t\n\u2028🙂"

@@ -6,9 +6,10 @@ import uuid
 import httpx
 import pytest
 
+from chat.answer import ModelState
+from chat.chats import Chats
 from chat.engine import BadRequest
 from chat.scripted import ScriptedEngine
-from chat.session import Chats, ModelState
 from chat.store import Store
 from chat.ui.environment import quiet
 from chat.ui.guard import VISITOR

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from chat.answer import ModelState
+from chat.chats import Chats
 from chat.engine import BadRequest, Message, Sampling
 from chat.presets import Preset
 from chat.receipt import Replay
 from chat.scripted import ScriptedEngine
-from chat.session import Chats, ModelState, title_of
+from chat.session import title_of
 from chat.store import File, Store
 
 

@@ -1,0 +1,86 @@
+"""The program's one set of conversations and running answers. `Chats(store, model).of(owner)` is what one person may touch."""
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+
+from chat.answer import Answer, ModelState
+from chat.engine import BadRequest, Engine
+from chat.session import Session
+from chat.store import File, Store
+
+
+class Chats:
+    """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with."""
+
+    def __init__(self, store: Store, model: Callable[[], ModelState]) -> None:
+        self.store, self.model = store, model
+        self.epoch = uuid.uuid4().hex[:8]  # after a restart nothing that a tab remembers is true any more
+        self._memory = Store(None)  # temporary conversations are never on disk
+        self._answers: dict[str, Answer] = {}
+        self._changes: dict[str, int] = {}
+        self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
+        self._lock = threading.RLock()
+        self.closed = False
+
+    def of(self, owner: str) -> Session:
+        return Session(self, owner)
+
+    def busy(self, engine: Engine) -> bool:
+        return any(answer.engine is engine for answer in list(self._answers.values()))
+
+    def close(self) -> None:
+        """Stop every answer, keep what it has, close the store. Takes seconds at most. Idempotent."""
+        with self._lock:
+            self.closed = True
+            answers = list(self._answers.values())
+        for answer in answers:
+            answer.stop()
+        for answer in answers:
+            answer.wait(5)
+        self.store.close()
+        self._memory.close()
+
+    def changes(self, name: str) -> int:
+        """A number that rises with every change of a conversation, or of an owner's list."""
+        return self._changes.get(name, 0)
+
+    def answer(self, name: str) -> Answer | None:
+        return self._answers.get(name)
+
+    def before(self, answer: Answer) -> int:
+        """How many answers began earlier and have no text yet, or are still being written."""
+        return sum(one.begun < answer.begun for one in list(self._answers.values()))
+
+    def changed(self, *names: str) -> None:
+        with self._lock:
+            for name in names:
+                self._changes[name] = self._changes.get(name, 0) + 1
+
+    def attached(self, name: str) -> tuple[File, ...]:
+        return self._attached.get(name, ())
+
+    def attach(self, name: str, files: Sequence[File]) -> None:
+        with self._lock:
+            self._attached[name] = tuple(files)
+        self.changed(name)
+
+    def store_of(self, name: str) -> Store:
+        return self._memory if name.startswith("temporary-") else self.store
+
+    def begin(self, name: str, make: Callable[[], Answer]) -> Answer:
+        """Start what `make` stores and returns, unless the conversation is already being answered."""
+        with self._lock:
+            if self.closed:
+                raise BadRequest("The program is closing: start it again, nothing is lost.")
+            if name in self._answers:
+                raise BadRequest("An answer is still being written here: wait for it, or stop it first.")
+            answer = self._answers[name] = make()
+            answer.start()
+        self.changed(name)
+        return answer
+
+    def end(self, answer: Answer) -> None:
+        with self._lock:
+            self._answers.pop(answer.node.conversation, None)
+        self.changed(answer.node.conversation)
