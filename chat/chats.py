@@ -1,6 +1,7 @@
 """The program's one set of conversations and running answers. `Chats(store, model).of(owner)` is what one person may touch."""
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -20,11 +21,21 @@ class Chats:
         self._answers: dict[str, Answer] = {}
         self._changes: dict[str, int] = {}
         self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
+        self._swept = time.time()
         self._lock = threading.RLock()
         self.closed = False
 
     def of(self, owner: str) -> Session:
         return Session(self, owner)
+
+    def sweep(self, idle_s: float) -> None:
+        """Forget what nobody has touched for so long; looked after once in ten minutes at most."""
+        now = time.time()
+        with self._lock:
+            if now - self._swept < 600:
+                return
+            self._swept = now
+        self.store.purge_untouched(now - idle_s)
 
     def busy(self, engine: Engine) -> bool:
         return any(answer.engine is engine for answer in list(self._answers.values()))

@@ -25,12 +25,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """`needed` tokens of the whole prompt, exactly; `size` of the context; `reserve` of these kept for the answer."""
+    """`needed` tokens of the whole prompt, exactly; `size` of the context; `reserve` of these kept for the answer.
 
-    rows: tuple[Row, ...]
+    `dropped` messages would be left out to make the rest fit. `rows` are there if they were asked for.
+    """
+
     needed: int
     size: int
     reserve: int
+    dropped: int = 0
+    rows: tuple[Row, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -46,15 +50,17 @@ def cost(engine: Engine, text: str) -> int:
     return max(0, engine.count([Message("user", text)]) - engine.count([Message("user", "")]))
 
 
-def weigh(engine: Engine, messages: Sequence[Message], kept_free: int) -> Ledger:
-    """Every message with its tokens, and which would be left out to make the rest fit."""
-    behind = len(messages) - len(_kept(engine, messages, kept_free))
+def weigh(engine: Engine, messages: Sequence[Message], kept_free: int, *, rows: bool = False) -> Ledger:
+    """The total, in one count where it fits; with `rows`, every message with its tokens."""
+    needed = engine.count(messages)
+    fits = needed + kept_free <= engine.context_size
+    dropped = 0 if fits else len(messages) - len(_kept(engine, messages, kept_free))
     first = _first_turn(messages)
-    rows = [
-        Row(message, cost(engine, message.thinking + message.content), dropped=first <= number < first + behind)
+    each = (
+        Row(message, cost(engine, message.thinking + message.content), dropped=first <= number < first + dropped)
         for number, message in enumerate(messages)
-    ]
-    return Ledger(tuple(rows), engine.count(messages), engine.context_size, kept_free)
+    )
+    return Ledger(needed, engine.context_size, kept_free, dropped, tuple(each) if rows else ())
 
 
 def fit(engine: Engine, messages: Sequence[Message], kept_free: int, policy: Policy) -> Prompt:

@@ -236,7 +236,7 @@ class Session:
         history = self._history(conversation, conversation.tip)
         state.engine.prefill([*history, Message("user", _text(draft))], conversation=name)
 
-    def weigh(self, name: str, draft: str = "") -> Ledger | None:
+    def weigh(self, name: str, draft: str = "", *, rows: bool = False) -> Ledger | None:
         """What the next prompt would hold, with what is typed and attached. None without a model, or anything to weigh."""
         state, conversation = self._chats.model(), self.conversation(name)
         messages = self._history(conversation, conversation.tip)
@@ -244,7 +244,7 @@ class Session:
             messages += texts([Node(0, name, None, "user", _text(draft), files=self.attached(name))])
         if state.engine is None or all(message.role == "system" for message in messages):
             return None
-        return weigh(state.engine, messages, reserve(state.engine, conversation.settings.get("max_tokens")))
+        return weigh(state.engine, messages, reserve(state.engine, conversation.settings.get("max_tokens")), rows=rows)
 
     def receipt(self, name: str, node: int) -> tuple[dict[str, Any], Node]:
         kept = self._node(name, node, "assistant")

@@ -244,6 +244,11 @@ class Store:
         with self._writing() as run:
             run("DELETE FROM conversations WHERE id = ?", (name,))
 
+    def purge_untouched(self, since: float) -> None:
+        """Forget every conversation that nobody has changed since then, in seconds of the epoch."""
+        with self._writing() as run:
+            run("DELETE FROM conversations WHERE updated < ?", (since,))
+
     # messages
 
     def add(self, name: str, nodes: Sequence[Node]) -> list[Node]:

@@ -59,7 +59,7 @@ def ledger_html(ledger: Ledger, words: Words) -> str:
     return (
         f'<h2>{words["ledger"]}</h2><p>{total}</p><div class="ledger-bar">{parts}'
         f'<i class="reserve" style="width:{_share(ledger.reserve, ledger)}%"></i></div><ol class="ledger">{rows}</ol>'
-        + (f"<p>{words['ledger_dropped']}</p>" if any(row.dropped for row in ledger.rows) else "")
+        + (f"<p>{words['ledger_dropped']}</p>" if ledger.dropped else "")
     )
 
 
@@ -67,7 +67,7 @@ def weight_html(ledger: Ledger | None, policy: str, words: Words) -> str:
     """One line above the box, only when the next message would not fit."""
     if ledger is None or ledger.fits:
         return ""
-    dropped = sum(row.dropped for row in ledger.rows)
+    dropped = ledger.dropped
     numbers = {"needed": f"{ledger.needed:,}", "size": f"{ledger.size:,}", "reserve": f"{ledger.reserve:,}"}
     if policy == "drop" and dropped:
         return f"<p>{words['over_drop'].format(dropped=dropped, **numbers)}</p>"

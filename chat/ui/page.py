@@ -68,8 +68,9 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
         @_said
         def send_it(text: str, place: str, request: gr.Request, *values: Any) -> Any:
             at, own = json.loads(place), session(request)
-            chosen, kept = _chosen(values), own.open(at["chat"]).settings
-            chosen["settings"]["overflow"] = kept.get("overflow", chosen["settings"]["overflow"])  # may be decided elsewhere
+            chosen, kept = _chosen(values, chats.model()), own.open(at["chat"]).settings
+            if "overflow" in kept:  # may have been decided since, above the box
+                chosen["settings"]["overflow"] = kept["overflow"]
             own.choose(at["chat"], **chosen)
             own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")] or "")
             return "", ""
@@ -79,7 +80,7 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
             at, own = json.loads(place or "{}"), session(request)
             if at.get("chat"):
                 own.open(at["chat"])
-                own.choose(at["chat"], **_chosen(values))
+                own.choose(at["chat"], **_chosen(values, chats.model()))
 
         def show(place: str, request: gr.Request) -> list[Any]:
             """The settings of the conversation that was opened, and the presets there are."""
@@ -104,7 +105,7 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
 
         @_said
         def keep_preset(name: str, request: gr.Request, *values: Any) -> Any:
-            own, chosen = session(request), _chosen(values)
+            own, chosen = session(request), _chosen(values, chats.model())
             own.keep_preset(Preset(name or "", chosen["system"], chosen["settings"]))
             return gr.update(choices=_presets(say, own.presets()), value=" ".join(name.split())), ""
 
@@ -162,9 +163,9 @@ def _settings(say: gr.I18n) -> dict[str, Any]:
     return fields
 
 
-def _chosen(values: Sequence[Any]) -> dict[str, Any]:
-    """From the form: the system prompt and the settings."""
-    form = dict(zip(FIELDS, values, strict=True))
+def _chosen(values: Sequence[Any], state: ModelState) -> dict[str, Any]:
+    """From the form: the system prompt, and the settings that are not as recommended; those follow the model."""
+    form, recommended = dict(zip(FIELDS, values, strict=True)), _recommended(state)
     settings = {name: form[name] for name in FIELDS[2:] if form[name] is not None}
     settings["top_k"] = int(settings.get("top_k") or 0)
     settings["max_tokens"] = int(settings.get("max_tokens") or 0) or None
@@ -172,12 +173,17 @@ def _chosen(values: Sequence[Any]) -> dict[str, Any]:
     if seed and not seed.isdecimal():
         raise BadRequest(f"The seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}, or empty.")
     settings["seed"] = int(seed) if seed else None
-    return {"system": form["system"] or "", "settings": settings}
+    kept = {name: value for name, value in settings.items() if value != getattr(recommended, name, None)}
+    return {"system": form["system"] or "", "settings": kept}
+
+
+def _recommended(state: ModelState) -> Sampling:
+    return state.engine.about.sampling if state.engine else Sampling()
 
 
 def _shown(kept: dict[str, Any], state: ModelState) -> list[Any]:
     """To the form: what was chosen, else what the model's authors recommend."""
-    recommended = state.engine.about.sampling if state.engine else Sampling()
+    recommended = _recommended(state)
 
     def value(name: str) -> Any:
         chosen = kept.get(name)

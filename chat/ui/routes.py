@@ -11,6 +11,7 @@ import mimetypes
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,6 +34,7 @@ from chat.ui.words import words
 HOLD_S = 20.0  # a question waits at most so long for news
 LOOK_S = 0.04  # and looks so often
 BODY = 8_000_000  # bytes
+IDLE_S = 6 * 3600  # how long a Space remembers a visitor's chats
 SHAPE = {"chat": str, "node": int, "language": str, "query": str, "name": str, "number": int, "text": (str, int), "have": dict}
 KEPT = 1000  # drawn turns
 HERE = Path(__file__).parent
@@ -83,6 +85,8 @@ class Page:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
                     raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
                 session = self.chats.of(self.owner(request.cookies, user_of(request)))
+                if self.mode == "space":
+                    self.chats.sweep(IDLE_S)
                 asked = json.loads(await request.body())
                 if any(name in asked and not isinstance(asked[name], kind) for name, kind in SHAPE.items()):
                     raise TypeError("a value of the wrong kind")
@@ -213,7 +217,7 @@ class Page:
         name, text, say = asked["chat"], asked["text"], words(asked["language"])
         if not _exists(session, name):
             return {"line": "", "ledger": ""}
-        ledger = await run_in_threadpool(session.weigh, name, text)
+        ledger = await run_in_threadpool(partial(session.weigh, name, text, rows=asked["whole"]))
         if text.strip() and not asked["whole"]:
             await run_in_threadpool(session.ahead, name, text)
         policy = session.conversation(name).settings.get("overflow", "stop")

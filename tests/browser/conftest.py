@@ -87,11 +87,6 @@ class Served:
         self.chats.close()
         self._stop()
 
-    def restart(self):
-        port = int(self.url.rpartition(":")[2])
-        self.stop()
-        self.start(port)
-
     def say(self, *replies, **options):
         self.engine = ScriptedEngine(list(replies), **options)
         return self.engine

@@ -221,8 +221,11 @@ def test_a_stale_tab_after_a_restart_loses_nothing(served):
     tab = served.open()
     send(tab, "first")
     settled(tab)
-    served.restart()
-    tab.wait_for_timeout(500)
+    port = int(served.url.rpartition(":")[2])
+    served.stop()
+    tab.wait_for_selector("body.lost #lost:has-text('No connection')")
+    served.start(port)
+    tab.wait_for_selector("body:not(.lost)")
     send(tab, "second")
     settled(tab, 4)
     assert answers(tab) == ["one", "two"]

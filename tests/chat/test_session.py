@@ -389,10 +389,11 @@ def test_the_oldest_turns_are_left_out_if_the_person_wants_so_and_it_is_said(hou
 def test_the_ledger_says_before_sending_what_will_not_fit(house):
     home = house(*["ok"] * 9, context_size=100)
     chat, _ = long_chat(home, overflow="drop")
-    ledger = home.ann.weigh(chat.id, "more " * 30)
+    ledger = home.ann.weigh(chat.id, "more " * 30, rows=True)
     assert (ledger.size, ledger.reserve, ledger.fits) == (100, 25, False)
     assert ledger.needed == home.engine.count([row.message for row in ledger.rows])
     assert [row.dropped for row in ledger.rows] == [False] + [True] * 8 + [False]
+    assert (ledger.dropped, home.ann.weigh(chat.id, "more " * 30).dropped) == (8, 8)
     assert ledger.rows[-1].tokens == 30 and home.ann.weigh(home.ann.create().id) is None
 
 
@@ -482,6 +483,18 @@ def test_a_temporary_conversation_is_never_on_disk(house, path):
     assert home.ann.conversations() == [] and home.store.tree(chat.id) == []
     with pytest.raises(BadRequest):
         home.chats.of("bob").view(chat.id)
+
+
+def test_a_space_forgets_what_nobody_touched_for_hours(house):
+    home = house("a")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "Q").wait(5)
+    home.store.change(chat.id, updated=time.time() - 7200)
+    home.chats.sweep(3600)
+    assert len(home.ann.conversations()) == 1, "not looked after yet"
+    home.chats._swept -= 700
+    home.chats.sweep(3600)
+    assert home.ann.conversations() == []
 
 
 def test_deleting_can_be_undone(house):

@@ -194,6 +194,15 @@ def test_many_threads_write_at_once_and_nothing_is_lost(store):
         assert [node.content for node in store.path(chat.id, tip)] == [str(number) for number in range(20)]
 
 
+def test_what_nobody_touched_can_be_forgotten(store):
+    old, new = store.create("ann"), store.create("ann")
+    said(store, old.id, "x")
+    said(store, new.id, "y")
+    store.change(old.id, updated=1000.0)
+    store.purge_untouched(2000.0)
+    assert [found.conversation.id for found in store.conversations("ann")] == [new.id] and store.tree(old.id) == []
+
+
 def test_presets_are_kept_replaced_and_removed(store):
     store.keep_preset("ann", "brief", {"system": "Be brief."})
     store.keep_preset("ann", "brief", {"system": "Be very brief."})
