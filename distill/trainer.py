@@ -17,7 +17,8 @@ from distill.batch import Batch, batches, nothing, targets_of, weights_of
 from distill.clock import Clock, Signals
 from distill.dataset import read_dataset
 from distill.errors import DistillError
-from distill.evaluation import Evaluation, extended, gap_closed
+from distill.evaluation import Evaluation, extended
+from distill.judge import Judge
 from distill.loss import CrossEntropy, Divergence, NotFinite, Objective
 from distill.machine import Machine, peak_memory, sum_gradients
 from distill.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
@@ -31,7 +32,6 @@ from distill.tokens import TokenRow, end_tokens
 from distill.watch import Watch, look
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WEAK = 0.5  # an END rate below this at the start means: supervised training first
 
 
 class Trainer:
@@ -74,8 +74,7 @@ class Trainer:
         self.watch = Watch()
         self.done = 0
         self.tokens = 0
-        self.best: dict = {}
-        self.start: dict = {}  # the first evaluation, which later ones are compared with
+        self.judge = Judge()
         self.texts: dict[int, list[int]] = {}  # seqkd: what the teacher wrote, by row key
 
     # ---------------------------------------------------------------- the loop
@@ -300,64 +299,33 @@ class Trainer:
         return not self.machine.shards and are_identical(self.model, self.teacher.model)
 
     def look_at_teacher(self) -> Iterator[dict]:
-        """What is odd about the pair before the first step."""
+        """What is odd about the pair, and how good the teacher is, before the first step."""
         for difference in self.accepted:
             yield self.note(difference)
-        if self.teacher and self.recipe.teacher != ADAPTER_OFF and self.teacher_is_student():
+        if not self.teacher:
+            return
+        if self.recipe.teacher != ADAPTER_OFF and self.teacher_is_student():
             yield self.note("warning: student and teacher have identical weights; there is nothing to learn")
-        if self.teacher and self.score and self.data.held_out:
-            self.start = self.evaluation().teacher_scores()
-            yield self.log({"kind": "teacher", "step": 0} | self.start)
+        if self.score and self.data.held_out:
+            self.judge.start |= self.evaluation().teacher_scores()
+            yield self.log({"kind": "teacher", "step": 0} | self.judge.start)
 
     def evaluate(self) -> Iterator[dict]:
         if not self.data.held_out:
             return
-        begin = time.perf_counter()
-        line = {"kind": "eval", "step": self.done} | self.evaluation().measure()
-        if self.done == 0:
-            self.start = self.start | line
-        if self.score and "greedy_score" in self.start and self.done:
-            teacher, start = self.start["teacher_greedy_score"], self.start["greedy_score"]
-            error = math.hypot(self.start["teacher_greedy_score_ci"], self.start["greedy_score_ci"]) / 1.96
-            line["gap_closed"] = gap_closed(line["greedy_score"], start, teacher, error)
-        line["seconds"] = round(time.perf_counter() - begin, 3)
-        yield self.log(line)
-        if self.recipe.eval_samples and self.done in (0, self.steps) and (shown := self.evaluation().examples()):
+        recipe, begin, first = self.recipe, time.perf_counter(), self.done == 0
+        evaluation = self.evaluation()
+        line = {"kind": "eval", "step": self.done} | evaluation.measure()
+        self.judge.add(line)
+        yield self.log(line | {"seconds": round(time.perf_counter() - begin, 3)})
+        if recipe.eval_samples and (first or self.done == self.steps) and (shown := evaluation.examples()):
             yield self.log({"kind": "samples", "step": self.done, "samples": shown})
-        if self.done == 0 and self.recipe.warm_start != "off":
-            yield from self.warm_start(line)
-        self.keep_best(line)
-
-    def warm_start(self, line: dict) -> Iterator[dict]:
-        """The precondition of on-policy training (arXiv 2306.13649): the student already writes adequate answers."""
-        signs = []
-        if max(self.recipe.on_policy_share) > 0 and line.get("end_rate", 1.0) < WEAK:
-            signs.append(f"only {line['end_rate']:.0%} of its answers end within new_tokens")
-        if "teacher_greedy_score" in self.start and "greedy_score" in line:
-            gap = self.start["teacher_greedy_score"] - line["greedy_score"]
-            if gap <= 0:
-                signs.append(
-                    f"the teacher scores {self.start['teacher_greedy_score']:.3f}, not above its {line['greedy_score']:.3f}"
-                )
-        if signs and self.recipe.warm_start == "fail":
-            raise DistillError(f"The student is not ready: {'; '.join(signs)}. Train it with mode: sft first.")
-        if signs:
-            yield self.note(f"warning: the student may not be ready: {'; '.join(signs)}; consider mode: sft first")
-
-    def keep_best(self, line: dict) -> None:
-        """The best student so far, as a folder `best/`, by one number of the evaluation."""
-        name = self.recipe.best_by
-        if name == "auto":
-            name = "kl_student_teacher" if "kl_student_teacher" in line else "heldout_loss"
-        if name not in line:
-            raise DistillError(f"best_by is {name!r}, which no evaluation gives; expected one of {', '.join(line)}.")
-        value = line[name]
-        ends_often = line.get("end_rate", 1.0) >= 0.5 * self.start.get("end_rate", 0.0)
-        higher = any(word in name for word in ("score", "top1", "overlap", "end_rate"))
-        if ends_often and (not self.best or (value > self.best["value"] if higher else value < self.best["value"])):
-            self.best = {"step": self.done, "name": name, "value": value}
-            if self.done:
-                self.export(self.run.folder / "best")
+        if first and recipe.warm_start != "off" and (signs := self.judge.readiness(recipe)):
+            if recipe.warm_start == "fail":
+                raise DistillError(f"The student is not ready: {signs}. Train it with mode: sft first.")
+            yield self.note(f"warning: the student may not be ready: {signs}; consider mode: sft first")
+        if self.judge.is_best(line, recipe.best_by) and not first:
+            self.export(self.run.folder / "best")
 
     def log(self, line: dict) -> dict:
         if self.machine.is_main:
@@ -375,8 +343,7 @@ class Trainer:
         if self.machine.is_main:
             state = {
                 "tokens": self.tokens,
-                "best": self.best,
-                "start": self.start,
+                "judge": vars(self.judge),
                 "watch": vars(self.watch),
                 "threads": torch.get_num_threads(),
                 "dtype": self.recipe.dtype,
@@ -400,7 +367,7 @@ class Trainer:
         optimizer, state = self.load_weights(step)
         load_optimizer_state(self.optimizer, self.parameters, optimizer)
         self.done, self.tokens = step, state["tokens"]
-        self.best, self.start, self.watch = state["best"], state["start"], Watch(**state["watch"])
+        self.judge, self.watch = Judge(**state["judge"]), Watch(**state["watch"])
         if self.machine.is_main:
             self.run.forget_after(step)
             if (state["threads"], state["world"]) != (torch.get_num_threads(), self.machine.world):
