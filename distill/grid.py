@@ -31,9 +31,9 @@ class Scale:
 
     teacher_rows: int = 20000
     teacher_steps: int = 900
-    clean_rows: int = 256
-    start_steps: int = 300
-    steps: int = 130
+    clean_rows: int = 512
+    start_steps: int = 250
+    steps: int = 200
     window: int = 48
     tests: int = 400
 
@@ -218,7 +218,14 @@ def make_start(folder: Path, scale: Scale, seed: int) -> dict:
     blank = write_blank(folder / f"blank-{seed}", 2, 48, 1 + seed)
     begin = time.perf_counter()
     made = lab.train(
-        f"start-{seed}", mode="sft", student=str(blank), data=str(clean), steps=scale.start_steps, lr=3e-3, seed=seed
+        f"start-{seed}",
+        mode="sft",
+        student=str(blank),
+        data=str(clean),
+        steps=scale.start_steps,
+        lr=3e-3,
+        seed=seed,
+        weight_decay=0.1,
     )
     return {"model": "start", "seed": seed, **lab.score(made), "seconds": round(time.perf_counter() - begin, 1)}
 
@@ -235,6 +242,7 @@ def run_arm(folder: Path, scale: Scale, seed: int, arm: str) -> dict:
         data=str(folder / f"clean-{seed}.jsonl"),
         steps=scale.steps,
         lr=1e-3,
+        warmup=0.1,
         seed=seed,
         **recipe,
     )

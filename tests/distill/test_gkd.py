@@ -162,8 +162,9 @@ def in_processes(count: int, arguments: list[str], **more: str) -> None:
 @pytest.mark.parametrize("kind", ["two", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_two_processes_whole_or_sharded_give_the_losses_of_one(tmp_path, student, teacher, rows, kind):
     """gloo on a CPU: gradients summed over replicas; and FSDP2 with student and teacher in shards."""
-    from distill.__main__ import main
     from safetensors.torch import load_file
+
+    from distill.__main__ import main
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
