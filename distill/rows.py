@@ -137,8 +137,24 @@ def read_json(path: Path) -> Iterator[tuple[str, object]]:
         content = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise DistillError(f"{path} is not JSON: {exc}") from exc
+    if isinstance(content, dict) and content.get("format") == "local-chat":
+        content = [shown_path(one) for one in content.get("conversations", [])]
     for number, raw in enumerate(content if isinstance(content, list) else [content], 1):
         yield f"{path.name}:{number}", raw if isinstance(raw, dict) else BadRow("not a JSON object")
+
+
+def shown_path(conversation: Mapping) -> object:
+    """A tree of the chat app's own export as the messages from its root to its tip."""
+    nodes, place, path = conversation.get("messages") or [], conversation.get("tip"), []
+    while place is not None:
+        if not isinstance(place, int) or not 0 <= place < len(nodes) or len(path) > len(nodes):
+            return BadRow("a conversation whose messages do not lead back to its beginning")
+        node = nodes[place]
+        message = {"role": node.get("role"), "content": node.get("content")}
+        path.append(message | ({"reasoning_content": node["thinking"]} if node.get("thinking") else {}))
+        place = node.get("parent")
+    system = str(conversation.get("system") or "").strip()
+    return {"messages": [{"role": "system", "content": system}] * bool(system) + path[::-1]}
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, object]]:

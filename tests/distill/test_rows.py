@@ -210,3 +210,19 @@ def test_one_question_never_stands_on_both_sides_of_the_split(tmp_path, tokenize
     assert len(sides) == 40
     assert all(len(side) == 1 for side in sides.values())
     assert 4 <= sum(True in side for side in sides.values()) <= 22
+
+
+def test_the_chat_apps_exports_are_training_data(tmp_path):
+    """Its JSONL is messages; its JSON holds trees, of which the shown path is read."""
+    line = {"messages": [{"role": "system", "content": "s"}, Q, A]}
+    rows, _ = read(tmp_path / "a.jsonl", json.dumps(line).encode())
+    assert len(rows[0].messages) == 3
+    nodes = [Q | {"parent": None}, A | {"parent": 0}, {"role": "assistant", "content": "b", "thinking": "t", "parent": 0}]
+    trees = [{"system": "s", "tip": 2, "messages": nodes}, {"tip": 1, "messages": [Q | {"parent": 1}, A | {"parent": 0}]}]
+    rows, report = read(tmp_path / "a.json", json.dumps({"format": "local-chat", "conversations": trees}).encode())
+    assert [dict(message) for message in rows[0].messages] == [
+        {"role": "system", "content": "s"},
+        Q,
+        {"role": "assistant", "content": "b", "reasoning_content": "t"},
+    ]
+    assert "do not lead back" in next(iter(report.reasons))
