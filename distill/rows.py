@@ -140,7 +140,7 @@ def read_json(path: Path) -> Iterator[tuple[str, object]]:
     if isinstance(content, dict) and content.get("format") == "local-chat":
         content = [shown_path(one) for one in content.get("conversations", [])]
     for number, raw in enumerate(content if isinstance(content, list) else [content], 1):
-        yield f"{path.name}:{number}", raw if isinstance(raw, dict) else BadRow("not a JSON object")
+        yield f"{path.name}:{number}", raw if isinstance(raw, dict | BadRow) else BadRow("not a JSON object")
 
 
 def shown_path(conversation: Mapping) -> object:
