@@ -1,6 +1,6 @@
 """Make the guide's training rows and its blank models.
 
-python -m distill.guide data DIR [--corpora FOLDER]    DIR/train.jsonl, DIR/held-out.jsonl
+python -m distill.guide data DIR [--corpora FOLDER]    DIR/train.jsonl, text.jsonl, held-out.jsonl
 python -m distill.guide blank DIR --rows DIR/train.jsonl --size teacher
 """
 
@@ -42,7 +42,7 @@ def write_data(settings: Data) -> str:
     train = list(mix.rows(settings.count, settings.seed, material, never))
     tests = mix.held_out(settings.held_out, settings.seed + 1, material, train, never)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("held-out", tests)):
+    for name, rows in (("train", train), ("held-out", tests), ("text", map(mix.rendered, train))):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (settings.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return f"{len(train)} conversations to train on, {len(tests)} held out, in {settings.folder}"

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from distill.guide.topics import Topic, Turn
 
 WRITTEN = Path(__file__).parent / "dialogues"
 WORDS = Path(__file__).parent / "words"
+TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 # How many of 100 drawn dialogues are of which kind. A quarter is out of scope, as is about a fifth of the hand-written ones.
 SHARES = {
     "guide": 30,
@@ -122,6 +124,18 @@ def row(turns: Sequence[Turn], thinking: bool, system: str = "") -> dict:
             said["reasoning_content"] = turn.thought
         messages += [{"role": "user", "content": turn.ask}, said]
     return {"messages": messages}
+
+
+@cache
+def template():
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def rendered(row: dict) -> dict:
+    """The conversation as one `text` row, through the model's own template: for the first stage, where every token counts."""
+    return {"text": template().render(messages=row["messages"])}
 
 
 def plain(text: str) -> str:
