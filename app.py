@@ -5,12 +5,11 @@ The composition root, on a desktop and on a Space alike: flags and environment -
 
 import os
 import sys
-import threading
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from chat.engine import BadRequest, ChatError, Engine
+from chat.engine import BadRequest, ChatError
 from chat.flags import add_model_flags, choose
 from chat.source import Choice
 
@@ -47,60 +46,17 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Settings
     return settings, choose(given, environment)
 
 
-class Opening:
-    """Opens the engine in a thread while the page is already there."""
-
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
-        self._state: tuple[str, Engine | None, str | None] = ("Looking for the model", None, None)
-        self._shown = ""
-        self._thread = threading.Thread(target=self._open, name="opening", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def state(self) -> tuple[str, Engine | None, str | None]:
-        """(status line, engine if it is there, error if it will never be)."""
-        return self._state
-
-    def close(self) -> None:
-        engine = self._state[1]
-        if engine:
-            engine.close()
-
-    def _report(self, text: str, fraction: float | None) -> None:
-        shown = text if fraction is None else f"{text}, {fraction:.0%}"
-        self._state = (shown, None, None)
-        stage = text.split(",")[0]
-        if fraction is not None and sys.stdout.isatty():
-            print(f"\r{shown:<78}", end="" if fraction < 1 else "\n", flush=True)
-        elif stage != self._shown:
-            print(shown, flush=True)
-        self._shown = stage
-
-    def _open(self) -> None:
-        from chat.source import explain, open_engine
-
-        try:
-            engine = open_engine(self._choice, self._report)
-        except Exception as exc:  # noqa: BLE001 the edge: the page must say what happened instead of waiting
-            self._state = ("", None, explain(exc))
-            print(f"\n{explain(exc)}", file=sys.stderr, flush=True)
-        else:
-            self._state = ("", engine, None)
-            print(f"Ready: {engine.about.model} on {engine.about.backend} ({engine.about.detail})", flush=True)
-
-
 def run(settings: Settings, choice: Choice) -> None:
     """Serve until Ctrl-C. Raises ChatError for what can be known before the page opens."""
+    from chat.shelf import Shelf
     from chat.source import locate
     from chat.ui.environment import quiet
 
     quiet(choice.data_dir, offline=choice.offline)
     if choice.backend != "scripted":
         locate(choice)  # a wrong path is said at once, in the terminal, not on a page that opens for nothing
-    opening = Opening(choice)
-    opening.start()
+    shelf = Shelf(choice, lambda line: print(line, flush=True))
+    shelf.start()
 
     from chat.answer import ModelState
     from chat.chats import Chats
@@ -114,10 +70,11 @@ def run(settings: Settings, choice: Choice) -> None:
             raise BadRequest("--auth must read NAME:PASSWORD.")
         auth = [(name, password)]
     choice.data_dir.mkdir(parents=True, exist_ok=True)
-    chats = Chats(Store(choice.data_dir / "chats.sqlite3"), lambda: ModelState(*opening.state()))
+    chats = Chats(Store(choice.data_dir / "chats.sqlite3"), lambda: ModelState(*shelf.state()))
+    shelf.watch(chats.busy)
     try:
         serve(
-            build(chats, mode="desktop" if settings.host in ("127.0.0.1", "localhost", "::1") else "shared"),
+            build(chats, mode="desktop" if settings.host in ("127.0.0.1", "localhost", "::1") else "shared", models=shelf),
             host=settings.host,
             port=settings.port,
             browser=settings.browser,
@@ -127,7 +84,7 @@ def run(settings: Settings, choice: Choice) -> None:
         )
     finally:
         chats.close()
-        opening.close()
+        shelf.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -253,6 +253,18 @@ def plan(header: Header, context: int | None, kv: str, free: int) -> tuple[int, 
     )
 
 
+def needs(path: Path, context: int | None, kv: str = "f16") -> int:
+    """Bytes of memory that the file takes when open, at `context` tokens (None: what it would be opened with).
+
+    Raises ModelUnusable.
+    """
+    probe = Model(path, vocabulary_only=True)
+    header = probe.header
+    probe.close()
+    tokens = min(context or DEFAULT_CONTEXT, header.context_length or DEFAULT_CONTEXT)
+    return header.bytes + tokens * header.kv_bytes_per_token(kv) + WORK_BYTES
+
+
 def recommended(metadata: dict[str, str]) -> Sampling:
     """The model's own sampling values, as convert carries them over from generation_config.json."""
     names = {"temperature": ("temp", float), "top_p": ("top_p", float), "top_k": ("top_k", int), "min_p": ("min_p", float)}

@@ -104,6 +104,21 @@ def converted(name: str, choice: Choice) -> Path:
     return choice.data_dir / "models" / f"{plain}-{choice.quant.upper()}.gguf"
 
 
+def make(choice: Choice, report: Report) -> Path:
+    """The GGUF of a model for llama.cpp, downloaded and converted where it is not here yet; nothing is opened."""
+    found = locate(choice)
+    if isinstance(found, str):
+        found = fetch(found, choice, report)
+    return to_gguf(found, choice, report) if found.is_dir() else found
+
+
+def memory_of(path: Path, choice: Choice) -> int:
+    """Bytes that a .gguf takes when it is open. Raises ModelUnusable."""
+    from chat import gguf
+
+    return gguf.needs(path, choice.context, choice.kv)
+
+
 def wants_cuda(choice: Choice, found: Path | str) -> bool:
     """Whether the CUDA engine is to be used. Does not import torch: that would cost the llama.cpp path its quick start."""
     gguf = isinstance(found, Path) and found.suffix == ".gguf"

@@ -16,7 +16,7 @@ ENGINES = {
     "gguf": {"gguf", "llama", "scheduler", "snapshots", "prefix"},
     "cuda": {"cuda", "batching", "gumbel", "checkpoint", "fit"},
 }
-OUTER = {"session", "store", "ui", "source", "flags", "answer"}  # what no engine may know
+OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats"}  # what no engine may know
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:

@@ -1,0 +1,210 @@
+"""The models at hand: which one is open, which are on disk, and the one that is being fetched. What chat/models.py promises.
+
+shelf = Shelf(Choice(data_dir=...), print); shelf.start(); shelf.state()
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chat.engine import BadRequest, ChatError, Engine, ModelUnusable
+from chat.models import Offer
+from chat.source import BUNDLED, FLAGSHIP, Choice, converted, explain, locate, make, memory_of, open_engine
+
+State = tuple[str, Engine | None, str | None]  # status line, the engine if it is there, why it will never be
+
+
+class Paused(Exception):
+    """Raised inside a download or a conversion that the person stopped; both go on from there later."""
+
+
+@dataclass
+class Fetching:
+    """One model on its way to this disk."""
+
+    thread: threading.Thread
+    text: str = "Asking the hub"
+    fraction: float | None = None
+    error: str = ""
+    paused: bool = False
+
+
+class Shelf:
+    """Opens `choice` in a thread, and other models when asked. `tell` gets a line for the terminal now and then.
+
+    An engine that still writes an answer is closed when it does not any more: `watch` says who knows that.
+    """
+
+    def __init__(self, choice: Choice, tell: Callable[[str], None] = lambda line: None) -> None:
+        self._choice, self._tell = choice, tell
+        self._state: State = ("Looking for the model", None, None)
+        self._file: Path | str = ""
+        self._told = ""
+        self._busy: Callable[[Engine], bool] = lambda engine: False
+        self._fetching: dict[str, Fetching] = {}
+        self._memory: dict[tuple[Path, int], str] = {}
+        self._closed = threading.Event()
+        self._turn = threading.Lock()  # one model is opened at a time
+        self._opening: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._begin(self._choice)
+
+    def watch(self, busy: Callable[[Engine], bool]) -> None:
+        self._busy = busy
+
+    def state(self) -> State:
+        return self._state
+
+    def close(self) -> None:
+        """Stop what is under way, close the engine."""
+        self._closed.set()
+        for job in self._fetching.values():
+            job.paused = True
+        with self._turn:
+            if self._state[1]:
+                self._state[1].close()
+                self._state = ("", None, "The program has ended.")
+
+    # ---- chat.models.Models
+
+    def offers(self) -> list[Offer]:
+        """The bundled model, what was converted here, and the flagship."""
+        found = [self._offer("bundled", BUNDLED)] if BUNDLED.is_file() else []
+        flagship = converted(FLAGSHIP, self._choice)
+        folder = flagship.parent
+        files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+        found += [self._offer(path.name, path) for path in files]
+        if flagship not in files:
+            found.append(self._wanted())
+        open_file = Path(self._file) if self._file else None
+        if open_file and open_file not in (BUNDLED, *files):
+            found.insert(0, Offer(str(open_file), open_file.name, state="open"))
+        return found
+
+    def open(self, name: str) -> None:
+        path = self._path(name)
+        backend = "auto" if isinstance(path, Path) else self._choice.backend  # a .gguf is llama.cpp's whatever was asked for
+        self._begin(replace(self._choice, model=str(path), backend=backend))
+
+    def fetch(self, name: str) -> None:
+        if self._choice.offline:
+            raise BadRequest("The app is offline (--offline or HF_HUB_OFFLINE): start it without that to download.")
+        if name != FLAGSHIP:
+            raise BadRequest(f"{name} is not a model that can be fetched here: start the app with --model {name}.")
+        job = self._fetching.get(name)
+        if job and job.thread.is_alive():
+            job.paused = False
+            return
+        job = Fetching(threading.Thread(target=self._fetch, args=(name,), name="fetching", daemon=True))
+        self._fetching[name] = job
+        job.thread.start()
+
+    def pause(self, name: str) -> None:
+        if job := self._fetching.get(name):
+            job.paused = True
+
+    # ---- the threads
+
+    def _begin(self, choice: Choice) -> None:
+        self._opening = threading.Thread(target=self._open, args=(choice,), name="opening", daemon=True)
+        self._opening.start()
+
+    def _open(self, choice: Choice) -> None:
+        with self._turn:
+            before, last = self._state[1], self._file
+            while before and self._busy(before) and not self._closed.wait(0.1):
+                pass
+            if self._closed.is_set():
+                return
+            if before:
+                self._state = ("Closing the model before", None, None)
+                before.close()
+            for attempt in (choice, replace(choice, model=str(last))) if last else (choice,):
+                try:
+                    engine = open_engine(attempt, self._report)
+                except Exception as exc:  # noqa: BLE001 the edge: the page must say what happened instead of waiting
+                    self._state = ("", None, explain(exc))
+                    self._tell(explain(exc))
+                    continue  # with the one before, which worked
+                self._file = engine.about.file
+                self._state = ("", engine, None)
+                self._tell(f"Ready: {engine.about.model} on {engine.about.backend} ({engine.about.detail})")
+                return
+
+    def _report(self, text: str, fraction: float | None) -> None:
+        self._state = (text if fraction is None else f"{text}, {fraction:.0%}", None, None)
+        stage = text.split(",")[0]
+        if stage != self._told:  # a line for each step; the page shows the rest
+            self._tell(self._state[0])
+            self._told = stage
+
+    def _fetch(self, name: str) -> None:
+        job = self._fetching[name]
+
+        def report(text: str, fraction: float | None) -> None:
+            job.text, job.fraction = text, fraction
+            if job.paused or self._closed.is_set():
+                raise Paused
+
+        try:
+            make(replace(self._choice, model=name, backend="llama.cpp"), report)
+        except Paused:
+            return
+        except ChatError as exc:
+            job.error = str(exc)
+        else:
+            del self._fetching[name]
+
+    # ---- what is offered
+
+    def _path(self, name: str) -> Path | str:
+        if name == "bundled":
+            return BUNDLED
+        path = converted(FLAGSHIP, self._choice).parent / name
+        if Path(name).name == name and path.is_file():
+            return path
+        if name == FLAGSHIP and not isinstance(locate(replace(self._choice, model=name)), str):
+            return name
+        raise ModelUnusable(f"{name} is not on this disk any more: look at the list again.")
+
+    def _offer(self, name: str, path: Path) -> Offer:
+        quality = _quality(path)
+        return Offer(
+            name,
+            path.stem.replace("--", "/") if name != "bundled" else "The bundled guide",
+            detail=f"{path.stat().st_size / 1e9:.2f} GB" + (f", {quality}" if quality else ""),
+            memory=self._needs(path),
+            state="open" if self._file and Path(self._file) == path else "ready",
+        )
+
+    def _wanted(self) -> Offer:
+        title = FLAGSHIP.rpartition("/")[2]
+        if job := self._fetching.get(FLAGSHIP):
+            state = "failed" if job.error else "fetching" if job.thread.is_alive() and not job.paused else "paused"
+            return Offer(FLAGSHIP, title, state=state, progress=job.fraction, note=job.error or job.text)
+        if not isinstance(locate(replace(self._choice, model=FLAGSHIP)), str):
+            return Offer(FLAGSHIP, title, detail="on this disk, converted when it is opened")
+        return Offer(FLAGSHIP, title, detail="8 GB to download, 2.5 GB when converted", state="absent")
+
+    def _needs(self, path: Path) -> str:
+        key = (path, path.stat().st_mtime_ns)
+        if key not in self._memory:
+            try:
+                self._memory[key] = f"{memory_of(path, self._choice) / 1e9:.1f} GB of memory"
+            except ChatError as exc:
+                self._memory[key] = str(exc)
+        return self._memory[key]
+
+
+def _quality(path: Path) -> str:
+    """What convert measured, from the manifest beside the file."""
+    try:
+        told = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        quant, measured = told["file"]["quant"], (told.get("verification") or {}).get("divergence") or {}
+        kld = measured.get("kld_mean", measured.get("mean"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return ""
+    return f"{quant}, KLD {kld:.4f}" if isinstance(kld, float) else quant
