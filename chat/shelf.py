@@ -175,7 +175,7 @@ class Shelf:
         return Offer(
             name,
             path.stem.replace("--", "/") if name != "bundled" else "The bundled guide",
-            detail=f"{path.stat().st_size / 1e9:.2f} GB" + (f", {quality}" if quality else ""),
+            detail=_size(path.stat().st_size) + (f", {quality}" if quality else ""),
             memory=self._needs(path),
             state="open" if self._file and Path(self._file) == path else "ready",
         )
@@ -193,10 +193,14 @@ class Shelf:
         key = (path, path.stat().st_mtime_ns)
         if key not in self._memory:
             try:
-                self._memory[key] = f"{memory_of(path, self._choice) / 1e9:.1f} GB of memory"
+                self._memory[key] = f"{_size(memory_of(path, self._choice))} of memory"
             except ChatError as exc:
                 self._memory[key] = str(exc)
         return self._memory[key]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _quality(path: Path) -> str:

@@ -65,7 +65,7 @@ def test_another_model_is_opened_and_the_offers_say_which(two: Choice) -> None:
             time.sleep(0.01)
         offers = {o.name: o for o in shelf.offers()}
         assert (offers["a.gguf"].state, offers["b.gguf"].state) == ("ready", "open")
-        assert "GB of memory" in offers["b.gguf"].memory
+        assert "MB of memory" in offers["b.gguf"].memory
 
 
 def test_an_answer_that_runs_is_finished_by_the_model_it_began_with(two: Choice) -> None:
