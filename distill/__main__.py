@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", "train by a recipe")
     train.add_argument("recipe", type=Path)
     overrides(train)
+    train.add_argument("--engine", help="own, trl (GKDTrainer as it comes), trl-gkd-tuned, trl-distillation: as engine=...")
+    train.add_argument("--bad-rows", choices=("skip", "fail"), help="as bad_rows=...")
     train.add_argument("--force", action="store_true", help="start although the plan does not fit")
     resume = command("resume", "go on with a run from its last whole checkpoint")
     resume.add_argument("run", type=Path)
@@ -146,10 +148,11 @@ def plan(recipe: Path, overrides: Sequence[str] = (), memory_gb: float = 0.0, as
         raise DistillError(f"{found['peak_gb']} GB are needed and {found['available_gb']} GB are there.")
 
 
-def train(recipe: Path, overrides: Sequence[str] = (), force: bool = False) -> None:
+def train(recipe: Path, overrides: Sequence[str] = (), force: bool = False, engine: str = "", bad_rows: str = "") -> None:
     from distill.recipe import Recipe
 
-    settings = Recipe.read(recipe, overrides)
+    flags = [f"engine={'trl-gkd' if engine == 'trl' else engine}"] * bool(engine) + [f"bad_rows={bad_rows}"] * bool(bad_rows)
+    settings = Recipe.read(recipe, [*overrides, *flags])
     from distill.machine import start_machine
     from distill.run import Run
     from distill.trainer import Trainer

@@ -31,7 +31,7 @@ class Machine:
         return tensor.tolist()
 
     def gather(self, item: object) -> list:
-        """A small picklable-free item (numbers, text, lists of them) of every process, in the order of ranks."""
+        """A small item (numbers, text, tuples of them) of every process, in the order of ranks."""
         if self.world == 1:
             return [item]
         items: list = [None] * self.world

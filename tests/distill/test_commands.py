@@ -188,10 +188,10 @@ def test_a_chart_takes_gaps_and_constants(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["trl-gkd", "trl-gkd-tuned", "trl-distillation"])
+@pytest.mark.parametrize("engine", ["trl", "trl-gkd-tuned", "trl-distillation"])
 def test_trl_trains_by_the_same_recipe(recipe, tmp_path, engine):
     """Slow: TRL's imports and its generation without a cache."""
-    assert main(["train", str(recipe), f"engine={engine}", "steps=2", "mode=on-policy", "window=4"]) == 0
+    assert main(["train", str(recipe), "--engine", engine, "steps=2", "mode=on-policy", "window=4"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len([line for line in lines if line["kind"] == "step" and line["loss"] > 0]) == 2
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
