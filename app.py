@@ -4,6 +4,7 @@ The composition root, on a desktop and on a Space alike: flags and environment -
 """
 
 import os
+import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ def run(settings: Settings, choice: Choice) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager ends it as Ctrl-C does, nothing is lost
     try:
         run(*parse(sys.argv[1:] if argv is None else argv, os.environ))
     except ChatError as exc:

@@ -5,7 +5,6 @@ prompt that is being read. Nothing is read twice: a sequence stays in the KV cac
 from the longest beginning that any sequence holds. Reading ahead is done when nothing else is, and stops within a step.
 """
 
-import itertools
 import queue
 import threading
 import time
@@ -13,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from chat.cache import Cache, Slot
 from chat.engine import GenerationFailed, Sampling, Stats
 from chat.llama import Context, Model, Row, Sampler, said
 from chat.prefix import common
@@ -21,19 +21,7 @@ from chat.snapshots import Snapshots
 PIECE = 128  # most rows of a step: pieces of 64-128 tokens read as fast as 512 (measured, 4 B on two cores)
 LEAST = 16  # fewest prompt tokens of each reader in a step that nobody writes in
 PATIENCE = 2.8  # a step that also reads may take this many times a step that only writes
-BRANCH = 64  # an old continuation of at least this many tokens is kept as a branch, if a sequence is free
 DONE, NO_ROOM, ABORTED = 0, 1, 2
-
-
-@dataclass(eq=False)
-class Slot:
-    """One sequence of the KV cache: which tokens it holds, for which conversation, and who works in it now."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    conversation: str | None = None
-    used: int = 0
-    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +98,8 @@ class Scheduler:
     """
 
     def __init__(self, model: Model, context: Context, *, parallel: int, snapshots: Snapshots | None = None) -> None:
-        self._model, self._context, self._parallel, self._snapshots = model, context, parallel, snapshots
-        self._slots = [Slot(number) for number in range(context.sequences)]
+        self._model, self._context, self._parallel = model, context, parallel
+        self._cache = Cache(context, snapshots)
         self._waiting: deque[Reply] = deque()
         self._running: list[Reply] = []
         self._aheads: dict[str | None, Ahead] = {}
@@ -120,7 +108,6 @@ class Scheduler:
         self._step: Sequence[Reply] | None = None  # whose rows llama.cpp computes now; empty for reading ahead
         self._closing = False
         self._failure: Exception | None = None
-        self._clock = itertools.count(1)
         self.python_s = self._native_s = 0.0  # processor time of the owner thread outside and inside llama.cpp
         self._row_s = self._write_s = 0.0  # measured: one more prompt row in a step, a step that only writes
         self._thread = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
@@ -163,8 +150,8 @@ class Scheduler:
         self._thread.join()
 
     def held(self) -> list[tuple[str | None, int]]:
-        """(conversation, tokens) of every sequence in use, for the tests and the benchmark."""
-        return [(slot.conversation, len(slot.tokens)) for slot in self._slots if slot.tokens]
+        """(conversation, tokens) of every sequence in use, for the tests."""
+        return self._cache.held()
 
     # ---- the owner thread
 
@@ -193,9 +180,7 @@ class Scheduler:
                     self._aheads[item.conversation] = item
                 elif isinstance(item, Forget):
                     self._aheads.pop(item.conversation, None)
-                    for slot in self._slots:
-                        if slot.conversation == item.conversation and not slot.busy:
-                            self._empty(slot)
+                    self._cache.forget(item.conversation)
                 else:
                     self._aheads.pop(item.conversation, None)
                     self._waiting.append(item)
@@ -212,7 +197,7 @@ class Scheduler:
             taken = sum(len(other.slot.tokens) + other.missing for other in self._running)
             if self._running and taken + len(reply.tokens) + LEAST > self._context.size:
                 return  # it would only be thrown out again
-            slot = self._place(reply.tokens, reply.conversation)
+            slot = self._cache.place(reply.tokens, reply.conversation)
             if slot is None:
                 return
             self._waiting.popleft()
@@ -226,66 +211,6 @@ class Scheduler:
                         reply.sampler.accept(token)
             reply.out.put((len(slot.tokens), len(reply.prompt)))
             self._running.append(reply)
-
-    def _place(self, tokens: list[int], conversation: str | None) -> Slot | None:
-        """A sequence that holds as much of `tokens` as is known, all but the last at most; None if all are at work."""
-        shared, source = max(((common(slot.tokens, tokens), -slot.number) for slot in self._slots), default=(0, 0))
-        shared, source = min(shared, len(tokens) - 1), self._slots[-source]
-        idle = [slot for slot in self._slots if not slot.busy]
-        own = next((s for s in idle if conversation is not None and s.conversation == conversation), None)
-        if own and common(own.tokens, tokens) >= shared:
-            source = own
-        stored = self._snapshots.longest(tokens) if self._snapshots else None
-        if stored and stored.shared > shared + LEAST and (slot := self._vacant(idle, own)):
-            if (data := self._snapshots.read(stored)) is not None and self._context.load(slot.number, data):
-                slot.tokens = list(stored.tokens)
-                return self._give(slot, tokens, min(stored.shared, len(tokens) - 1), conversation)
-            self._empty(slot)
-        if not source.busy and source in idle:
-            mine = source is own or source.conversation is None
-            lost = len(source.tokens) - shared
-            if mine and (lost < BRANCH or not any(not s.tokens for s in idle)):
-                return self._give(source, tokens, shared, conversation)
-        slot = self._vacant([s for s in idle if s is not source] or idle, None)
-        if slot is None:
-            return None
-        if shared and slot is not source:
-            self._context.copy(source.number, slot.number, shared)
-            slot.tokens = source.tokens[:shared]
-        else:
-            shared = 0
-        return self._give(slot, tokens, shared, conversation)
-
-    def _give(self, slot: Slot, tokens: list[int], keep: int, conversation: str | None) -> Slot:
-        self._context.cut(slot.number, keep)
-        slot.tokens = slot.tokens[:keep]
-        for other in self._slots:  # what was this conversation's is now an old branch of it
-            if other is not slot and conversation is not None and other.conversation == conversation:
-                other.conversation = None
-        slot.conversation, slot.used = conversation, next(self._clock)
-        return slot
-
-    def _vacant(self, idle: list[Slot], preferred: Slot | None) -> Slot | None:
-        """An empty idle sequence, made by evicting if need be: old branches first, then the least recently used."""
-        if preferred and not preferred.tokens:
-            return preferred
-        slot = min(idle, key=lambda s: (bool(s.tokens), s.conversation is not None, s.used), default=None)
-        if slot and slot.tokens:
-            self._evict(slot)
-        return slot
-
-    def _evict(self, slot: Slot) -> None:
-        self._keep(slot)
-        self._empty(slot)
-
-    def _keep(self, slot: Slot) -> None:
-        """Put a conversation on disk. What has no name, or is temporary, leaves nothing there."""
-        if self._snapshots and slot.conversation is not None and not slot.conversation.startswith("temporary-"):
-            self._snapshots.save(slot.tokens, lambda: self._context.save(slot.number), slot.conversation)
-
-    def _empty(self, slot: Slot) -> None:
-        self._context.cut(slot.number, 0)
-        slot.tokens, slot.conversation = [], None
 
     def _advance(self) -> None:
         """One step: a token of everybody who writes, a piece of everybody who reads."""
@@ -329,12 +254,12 @@ class Scheduler:
         if status == ABORTED:
             return
         if status == NO_ROOM:
-            self._make_room([reply for reply, *_ in parts])
+            self._make_room()
             return
         for reply, *_ in parts:
             slot = reply.slot
             self._end(reply, "cancelled", GenerationFailed(f"llama.cpp failed in the middle ({status}: {said()}). Try again."))
-            self._empty(slot)
+            self._cache.empty(slot)
 
     def _draw(self, reply: Reply, row: int) -> None:
         begun = time.thread_time()
@@ -381,33 +306,31 @@ class Scheduler:
             row_s = max(seconds - self._write_s, 1e-6) / (rows - writers)
             self._row_s = 0.8 * self._row_s + 0.2 * row_s if self._row_s else row_s
 
-    def _make_room(self, blocked: list[Reply]) -> None:
+    def _make_room(self) -> None:
         """No cell is free: evict somebody idle; if nobody is, the youngest reply gives its place up and reads again later."""
-        idle = [slot for slot in self._slots if slot.tokens and not slot.busy]
-        if idle:
-            self._evict(min(idle, key=lambda s: (s.conversation is not None, s.used)))
+        if self._cache.make_room():
             return
         youngest = max(self._running, key=lambda reply: reply.begun)
         if len(self._running) == 1:
             slot = youngest.slot
             self._end(youngest, "cancelled", GenerationFailed("The KV cache is full although this reply is alone in it."))
-            self._empty(slot)
+            self._cache.empty(slot)
             return
         self._running.remove(youngest)
         slot, youngest.slot = youngest.slot, None
-        slot.busy = False
-        self._empty(slot)
+        self._cache.release(slot)
+        self._cache.empty(slot)
         self._waiting.appendleft(youngest)
 
     def _read_ahead(self) -> None:
         if not self._aheads:
             return
         key, job = next(iter(self._aheads.items()))
-        if any(common(slot.tokens, job.tokens) == len(job.tokens) for slot in self._slots):
+        if self._cache.knows(job.tokens):
             del self._aheads[key]  # it is there already, and perhaps more behind it
             return
         if job.slot is None:
-            job.slot = self._place(job.tokens, job.conversation)
+            job.slot = self._cache.place(job.tokens, job.conversation)
         slot = job.slot
         known = common(slot.tokens, job.tokens) if slot else 0
         if slot is None or slot.conversation != job.conversation or known < len(slot.tokens) or known == len(job.tokens):
@@ -429,7 +352,7 @@ class Scheduler:
         elif reply in self._waiting:
             self._waiting.remove(reply)
         if reply.slot:
-            reply.slot.busy, reply.slot.used = False, next(self._clock)
+            self._cache.release(reply.slot)
         if reply.sampler:
             reply.sampler.close()
             reply.sampler = None
@@ -459,6 +382,5 @@ class Scheduler:
                 error = GenerationFailed(f"The engine stopped: {self._failure}")
                 error.__cause__ = self._failure
             self._end(reply, "cancelled", error)
-        if self._snapshots and not self._failure:
-            for slot in sorted(self._slots, key=lambda slot: -slot.used):
-                self._keep(slot)
+        if not self._failure:
+            self._cache.keep_all()

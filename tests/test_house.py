@@ -13,7 +13,7 @@ ROOMS = ("chat", "convert", "distill")
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_cpp", "gguf", "datasets"}
 ENGINES = {
     "scripted": {"scripted"},
-    "gguf": {"gguf", "llama", "scheduler", "snapshots", "prefix"},
+    "gguf": {"gguf", "llama", "scheduler", "snapshots", "prefix", "cache"},
     "cuda": {"cuda", "batching", "gumbel", "checkpoint", "fit"},
 }
 OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats"}  # what no engine may know

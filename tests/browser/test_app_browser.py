@@ -37,7 +37,7 @@ atexit.register(lambda: tell("modules", " ".join(sorted({name.split(".")[0] for 
 
 @contextmanager
 def running(*flags: str, environment: dict[str, str] | None = None):
-    """The program's address, while it runs; it is ended as by Ctrl-C."""
+    """The program's address, while it runs; it is ended as a service manager would: Ctrl-C is ignored by what runs in the background."""
     program = subprocess.Popen(
         [sys.executable, "app.py", "--no-browser", *flags],
         cwd=ROOT,
@@ -58,7 +58,7 @@ def running(*flags: str, environment: dict[str, str] | None = None):
             raise AssertionError("".join(said))
         threading.Thread(target=program.stdout.read, daemon=True).start()
         yield found[1]
-        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGTERM)
         assert program.wait(20) == 0
     finally:
         end.cancel()

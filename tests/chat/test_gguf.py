@@ -150,6 +150,17 @@ def test_a_conversation_continues_after_a_restart_without_reading(tiny_gguf: Pat
     assert end.stats.prompt - end.stats.reused <= new + 8
 
 
+def test_a_full_cache_makes_room_for_what_is_on_disk(tiny_gguf: Path, tmp_path: Path) -> None:
+    long = [Message("user", "word " * 80)]
+    with closing(open_gguf(tiny_gguf, context=512, kv="f32", threads=1, snapshots=tmp_path)) as engine:
+        say(engine, long, conversation="a")
+        for name in "bcd":
+            say(engine, [Message("user", f"{name} hello " * 30)], conversation=name)
+            settle(engine)
+        _, end = say(engine, long, conversation="a")
+        assert end.stats.reused == end.stats.prompt - 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
 def test_a_damaged_snapshot_is_ignored_and_removed(tiny_gguf: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "kv"
@@ -249,7 +260,7 @@ def test_a_thousand_starts_and_stops_leave_nothing_behind(engine: GgufEngine) ->
             next(stream)
         stream.close()
     settle(engine)
-    assert not any(slot.busy for slot in engine._scheduler._slots)
+    assert not any(slot.busy for slot in engine._scheduler._cache.slots)
     assert say(engine, QUESTION)[0]
 
 
