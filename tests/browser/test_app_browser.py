@@ -37,7 +37,7 @@ atexit.register(lambda: tell("modules", " ".join(sorted({name.split(".")[0] for 
 
 @contextmanager
 def running(*flags: str, environment: dict[str, str] | None = None):
-    """The program's address, while it runs; it is ended as a service manager would: Ctrl-C is ignored by what runs in the background."""
+    """The program's address, while it runs. Ended as by a service manager: what runs in the background ignores Ctrl-C."""
     program = subprocess.Popen(
         [sys.executable, "app.py", "--no-browser", *flags],
         cwd=ROOT,
@@ -73,6 +73,7 @@ def test_three_answers_without_a_network_and_without_torch(chromium, tiny_gguf: 
     inside = {"PYTHONPATH": str(guard), "GUARD_LOG": str(log), "HF_HUB_OFFLINE": "0"}
     with running("--model", str(tiny_gguf), "--port", "0", "--data-dir", str(tmp_path / "data"), environment=inside) as url:
         tab = chromium.new_page()
+        tab.set_default_timeout(90_000)
         asked = []
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(url)
@@ -81,7 +82,7 @@ def test_three_answers_without_a_network_and_without_torch(chromium, tiny_gguf: 
             tab.wait_for_selector("body:not(.busy)")
             tab.fill("#box textarea", f"question {number}")
             tab.press("#box textarea", "Enter")
-            tab.wait_for_selector(f"article:nth-of-type({2 * number}):not([data-state=writing])", timeout=60_000)
+            tab.wait_for_selector(f"article:nth-of-type({2 * number}):not([data-state=writing])")
         tab.close()
     told = log.read_text(encoding="utf-8").splitlines()
     assert [line for line in told if not line.startswith("modules")] == []
@@ -133,6 +134,7 @@ def test_a_model_that_cannot_be_opened_is_told_on_the_page(chromium, tiny_gguf: 
     torn.write_bytes(tiny_gguf.read_bytes()[:100_000])
     with running("--model", str(torn), "--port", "0", "--data-dir", str(tmp_path / "data")) as url:
         tab = chromium.new_page()
+        tab.set_default_timeout(90_000)
         tab.goto(url)
         tab.wait_for_selector("#status:has-text('torn.gguf')")
         tab.close()
