@@ -9,10 +9,11 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chat import machine
-from chat.engine import About, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
+from chat.engine import About, ChatError, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
 from chat.llama import VERSION, Context, Header, Model
 from chat.prompt import Characters, Kind, Piece, Template, Thought
 from chat.scheduler import PIECE, Reply, Scheduler, Token
@@ -114,7 +115,8 @@ class GgufEngine:
                     self._kept.popitem(last=False)
         if conversation is not None:
             asked = messages[:-1] if messages[-1].role == "assistant" else messages
-            self.prefill([*asked, Message("assistant", answer), Message("user", "")], conversation=conversation)
+            with suppress(ChatError):  # closed meanwhile, or a template that wants other turns: it is only read ahead
+                self.prefill([*asked, Message("assistant", answer), Message("user", "")], conversation=conversation)
 
     def _ids(self, pieces: Sequence[Piece]) -> list[int]:
         ids: list[int] = []
