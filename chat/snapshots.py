@@ -38,6 +38,7 @@ class Snapshots:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._known: dict[Path, array[int]] = {}
+        self._pending: dict[Path, tuple[array[int], memoryview]] = {}  # saved, on the way to the disk
         self._writers: list[threading.Thread] = []
         for path in folder.glob("*.part"):
             path.unlink(missing_ok=True)
@@ -51,12 +52,15 @@ class Snapshots:
         """The file that shares most with `tokens`."""
         wanted = array("i", tokens)
         with self._lock:
-            known = list(self._known.items())
+            known = [*self._known.items(), *((path, held) for path, (held, _) in self._pending.items())]
         best = max(((common(held, wanted), path, held) for path, held in known), key=lambda found: found[0], default=None)
         return Stored(best[1], best[2], best[0]) if best and best[0] else None
 
     def read(self, stored: Stored) -> memoryview | None:
         """The data, if the file is what its header says; else the file is removed."""
+        with self._lock:
+            if stored.path in self._pending:
+                return self._pending[stored.path][1]
         data = None
         if (header := _header(stored.path)) is not None:
             try:
@@ -78,9 +82,12 @@ class Snapshots:
         held = array("i", tokens)
         name = hashlib.sha256(held.tobytes()).hexdigest()[:32]
         path = self._folder / f"{self._key}-{name}.kv"
-        if len(tokens) < LEAST_TOKENS or path in self._known:
+        if len(tokens) < LEAST_TOKENS or path in self._known or path in self._pending:
             return
-        writer = threading.Thread(target=self._write, args=(path, held, data(), conversation), name="snapshot")
+        content = data()
+        with self._lock:
+            self._pending[path] = (held, content)
+        writer = threading.Thread(target=self._write, args=(path, held, content, conversation), name="snapshot")
         self._writers = [thread for thread in self._writers if thread.is_alive()] + [writer]
         writer.start()
 
@@ -96,8 +103,14 @@ class Snapshots:
                 self._remove(path)
 
     def _write(self, path: Path, tokens: "array[int]", data: memoryview, conversation: str) -> None:
-        if len(data) > self._budget:
-            return
+        try:
+            if len(data) <= self._budget:
+                self._put(path, tokens, data, conversation)
+        finally:
+            with self._lock:
+                del self._pending[path]
+
+    def _put(self, path: Path, tokens: "array[int]", data: memoryview, conversation: str) -> None:
         head = {"tokens": len(tokens), "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "for": conversation}
         head["tokens_sha256"] = hashlib.sha256(tokens.tobytes()).hexdigest()
         text = json.dumps(head).encode()

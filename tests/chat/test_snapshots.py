@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_a_longer_conversation_replaces_its_own_beginning(tmp_path: Path) -> Non
         store.save(tokens, lambda tokens=tokens: data(tokens))
         store.flush()
     assert len(list(tmp_path.glob("*.kv"))) == 1
+
+
+def test_what_is_still_being_written_can_be_read_already(tmp_path: Path, monkeypatch) -> None:
+    store = Snapshots(tmp_path, key="model", budget=10_000_000)
+    tokens, go_on = list(range(300)), threading.Event()
+    put = store._put
+    monkeypatch.setattr(store, "_put", lambda *given: (go_on.wait(10), put(*given)))
+    store.save(tokens, lambda: data(tokens))
+    assert store.read(store.longest(tokens)) == data(tokens) and not list(tmp_path.glob("*.kv"))
+    go_on.set()
+    store.flush()
+    assert store.read(store.longest(tokens)) == data(tokens) and list(tmp_path.glob("*.kv"))
 
 
 def test_short_conversations_are_not_worth_a_file(tmp_path: Path) -> None:
