@@ -126,7 +126,7 @@ def best_in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def write_pair(folder: Path) -> dict[str, str]:
-    """Two random Qwen3 models (0.9 M parameters, 4 layers) with a byte tokenizer, and 64 rows with answers of all lengths."""
+    """Two random Qwen3 models (0.25 M parameters, 4 layers) with a byte tokenizer, and 64 rows with answers of all lengths."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -146,12 +146,12 @@ def write_pair(folder: Path) -> dict[str, str]:
     )
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=64,
+        intermediate_size=192,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=16,
         tie_word_embeddings=True,
         max_position_embeddings=2048,
         eos_token_id=words[special[2]],

@@ -87,7 +87,9 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks=(), per_forward: int = 
         )
         rows = Dataset.from_list([{"messages": one} for one in messages])
         kind = GKDTrainer
-    return kind(
+    from transformers import PrinterCallback
+
+    made = kind(
         model=student,
         teacher_model=teacher,
         args=args,
@@ -95,6 +97,8 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks=(), per_forward: int = 
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    made.remove_callback(PrinterCallback)  # it prints to stdout, where our JSON goes
+    return made
 
 
 def stopwatch():
