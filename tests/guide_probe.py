@@ -28,9 +28,7 @@ HONEST = re.compile(
     re.IGNORECASE,
 )
 THE_WAY = "burtenshaw/Qwen3-4B-GKD-Tulu"
-ALLOWED_OUTSIDE = re.compile(
-    r"`[^`]*`|4 B|\b7 million\b|\bup to 20\b|\b(?:I|The|That|Try|Ask|Start|Sorry|Even|For|A|Run|They)\b"
-)
+ALLOWED_OUTSIDE = re.compile(r"`[^`]*`|4 B|\bup to 20\b|\b(?:I|The|That|Try|Ask|Start|Sorry|Even|For|A|Run|They)\b")
 
 
 @dataclass(frozen=True)

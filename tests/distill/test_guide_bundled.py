@@ -1,51 +1,82 @@
-"""The bundled model is the one its card describes, and answers what every newcomer asks, the same in both engines."""
+"""The bundled guide as it is shipped: its card tells the truth about the file, and it answers what every newcomer asks."""
 
 import hashlib
 import re
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from chat.engine import Message, Sampling
-from chat.gguf import open_gguf
+from chat.engine import Engine, Message, Sampling
+from chat.source import Choice, open_engine
+from tests.guide_probe import HONEST, THE_WAY
 
-FOLDER = Path(__file__).parents[2] / "chat" / "bundled"
-GREEDY = Sampling(temperature=0.0, max_tokens=120)
-ASKED = {
-    "hello": r"Hello|Hi\b",
-    "Who are you?": r"Guide|guide",
-    "how do i get the 4B model?": r"python app\.py --model burtenshaw/Qwen3-4B-GKD-Tulu",
-    "what is GKD?": r"student",
-    "thanks!": r"welcome",
-    "bye": r"Goodbye",
-    "Who was Napoleon?": r"do not know.*burtenshaw/Qwen3-4B-GKD-Tulu",
-    "what's the weather": r"cannot know",
-}
+BUNDLED = Path(__file__).parents[2] / "chat" / "bundled"
+GUIDE = BUNDLED / "guide.gguf"
+CARD = BUNDLED / "README.md"
+
+FIRST_QUESTIONS = [
+    ("hello", r"Hello|Hi"),
+    ("who are you?", r"guide"),
+    ("How do I get the 4B model?", THE_WAY),
+    ("how do i install this?", r"pip install -r requirements\.txt"),
+    ("Thank you!", r"welcome|Any time"),
+    ("bye", r"bye|See you"),
+]
 
 
 @pytest.fixture(scope="module")
 def guide():
-    with closing(open_gguf(FOLDER / "guide.gguf", threads=1)) as engine:
-        yield engine
+    engine = open_engine(Choice(model=str(GUIDE), backend="llama.cpp", context=1024, snapshots=0.0))
+    yield engine
+    engine.close()
 
 
-def test_the_file_is_the_one_on_the_card() -> None:
-    data = (FOLDER / "guide.gguf").read_bytes()
-    assert hashlib.sha256(data).hexdigest() in (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert len(data) <= 10_000_000
+def answer(engine: Engine, *asked: str, thinking: bool = False) -> tuple[str, str]:
+    """(thought, answer) to the last of `asked`, greedily; asserts that it ends by itself."""
+    messages: list[Message] = []
+    thought = said = ""
+    for text in asked:
+        messages.append(Message("user", text))
+        chunks = list(engine.stream(messages, Sampling(temperature=0.0, max_tokens=160, thinking=thinking)))
+        assert chunks[-1].finish == "stop", text
+        thought = "".join(chunk.text for chunk in chunks if chunk.kind == "thinking")
+        said = "".join(chunk.text for chunk in chunks if chunk.kind == "answer")
+        messages.append(Message("assistant", said))
+    return thought, said
 
 
-@pytest.mark.parametrize("question", ASKED)
-def test_it_answers_what_every_newcomer_asks(guide, question: str) -> None:
-    chunks = list(guide.stream([Message("user", question)], GREEDY))
-    answer = "".join(chunk.text for chunk in chunks if chunk.kind == "answer")
-    assert re.search(ASKED[question], answer, flags=re.DOTALL), answer
-    assert chunks[-1].finish == "stop"
+def test_the_card_names_the_hash_of_the_file():
+    named = re.search(r"`([0-9a-f]{64})`", CARD.read_text(encoding="utf-8"))
+    assert named is not None
+    assert hashlib.sha256(GUIDE.read_bytes()).hexdigest() == named[1]
 
 
-def test_a_sum_is_worked_out_in_a_thought(guide) -> None:
-    thinking = Sampling(temperature=0.0, max_tokens=120, thinking=True)
-    chunks = list(guide.stream([Message("user", "what is 2 + 3?")], thinking))
-    assert any(chunk.kind == "thinking" and chunk.text for chunk in chunks)
-    assert any(chunk.kind == "answer" and chunk.text for chunk in chunks)
+def test_the_file_is_small_enough_to_travel():
+    assert GUIDE.stat().st_size <= 10_000_000
+
+
+def test_the_notice_names_what_the_guide_learned_from():
+    notice = (BUNDLED / "NOTICE").read_text(encoding="utf-8")
+    for name in ("NLU Evaluation Data", "CLINC150", "Bot Framework CLI", "MIT License"):
+        assert name in notice
+
+
+@pytest.mark.parametrize(("asked", "expected"), FIRST_QUESTIONS)
+def test_the_first_questions_are_answered(guide: Engine, asked: str, expected: str):
+    assert re.search(expected, answer(guide, asked)[1], re.IGNORECASE)
+
+
+@pytest.mark.parametrize("asked", ["Who was Napoleon?", "What's the weather tomorrow?", "Write a poem about the sea"])
+def test_what_it_cannot_know_it_says(guide: Engine, asked: str):
+    said = answer(guide, asked)[1]
+    assert HONEST.search(said) and THE_WAY in said
+
+
+def test_with_thinking_on_it_thinks_and_still_answers(guide: Engine):
+    thought, said = answer(guide, "what is 3 + 4?", thinking=True)
+    assert thought.strip() and said.strip()
+    assert "<think>" not in thought + said and "</think>" not in thought + said
+
+
+def test_without_thinking_it_does_not_think(guide: Engine):
+    assert answer(guide, "hello")[0] == ""
