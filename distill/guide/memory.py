@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 
+from distill.guide.facts import capital
 from distill.guide.grammar import draw
 from distill.guide.noise import as_typed
 from distill.guide.topics import Turn
@@ -61,3 +62,22 @@ def not_told(rng: random.Random, words: Mapping) -> list[Turn]:
     """Asked for a name that was never told."""
     asked = as_typed(draw(rng.choice(words["ask name"]), rng, {}, {}), rng)
     return [Turn(asked, "You have not told me your name yet. What is it?", "They have not told me their name.")]
+
+
+def echo(rng: random.Random, words: Mapping) -> list[Turn]:
+    """A word or two to say again: the plainest lesson in looking back."""
+    turns = []
+    for _ in range(rng.choice((1, 1, 2))):
+        things = [thing for values in words["things"].values() for thing in values]
+        text = " ".join(
+            rng.choice(things) if rng.random() < 0.4 else name(rng, words) for _ in range(rng.choice((1, 1, 2, 3)))
+        )
+        asked = draw(rng.choice(words["ask echo"]), rng, {}, {"x": text})
+        turns.append(
+            Turn(
+                asked[:1].upper() + asked[1:] if rng.random() < 0.4 else asked,
+                f"{capital(text)}.",
+                f"They want me to say: {text}.",
+            )
+        )
+    return turns

@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 
 from distill.guide import corpora, facts, memory, stories, sums, topics
+from distill.guide.noise import as_typed
+from distill.guide.rephrase import rephrase
 from distill.guide.topics import Topic, Turn
 
 WRITTEN = Path(__file__).parent / "dialogues"
@@ -27,6 +29,7 @@ SHARES = {
     "not told": 0.4,
     "story": 2.4,
     "joke": 2.4,
+    "echo": 3,
 }
 CHAINED = 0.18  # of the dialogues go on with another one
 LONGEST = 5  # turns
@@ -78,14 +81,21 @@ def read_material(folder: Path | None = None) -> Material:
     return Material(grouped, words, read_written())
 
 
+def other_words(turns: Sequence[Turn], rng: random.Random, lists: Mapping) -> list[Turn]:
+    """A hand-written dialogue, its first question put in other words and typed by other fingers."""
+    first = turns[0]
+    keep = frozenset(word for turn in turns for word in turn.say.split())
+    return [Turn(as_typed(rephrase(first.ask, rng, lists, keep), rng, keep=keep), first.say, first.thought), *turns[1:]]
+
+
 def dialogue(kind: str, rng: random.Random, material: Material) -> list[Turn]:
     """One dialogue of a kind named in SHARES."""
     if kind in material.topics:
         among = material.topics[kind]
         chosen = rng.choices(among, [one.weight for one in among])[0]
-        return chosen.dialogue(rng, material.words["slots"])
+        return chosen.dialogue(rng, material.words["slots"], material.words["rephrase"])
     if kind == "written":
-        return list(rng.choice(material.written))
+        return other_words(rng.choice(material.written), rng, material.words["rephrase"])
     if kind == "sums":
         return sums.dialogue(rng)
     if kind == "facts":
@@ -95,6 +105,8 @@ def dialogue(kind: str, rng: random.Random, material: Material) -> list[Turn]:
         return memory.dialogue(rng, material.words["memory"], between)
     if kind == "not told":
         return memory.not_told(rng, material.words["memory"])
+    if kind == "echo":
+        return memory.echo(rng, material.words["memory"])
     if kind == "story":
         return stories.story(rng, material.words["stories"])
     return stories.joke(rng, material.words["jokes"])

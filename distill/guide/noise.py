@@ -17,7 +17,24 @@ OPENINGS = (
     "please tell me, ",
     "quick question: ",
 )
-CLOSINGS = (" please", " thanks", ", please", " pls", ", thank you", " :)")
+CLOSINGS = (
+    " please",
+    " thanks",
+    ", please",
+    " pls",
+    ", thank you",
+    " :)",
+    " exactly",
+    " then",
+    " in this app",
+    " here",
+    " by the way",
+    ", do you know",
+    " for me",
+    ", my friend",
+    " now",
+    " at all",
+)
 
 
 def typo(word: str, rng: random.Random) -> str:

@@ -20,10 +20,13 @@ import yaml
 
 from distill.guide.grammar import Plainest, draw
 from distill.guide.noise import as_typed
+from distill.guide.rephrase import rephrase
 
 FOLDER = Path(__file__).parent / "topics"
 
 
+NONE: Mapping = {}
+REPHRASED = 0.6  # of the other questions are put in other words
 PLAIN = 0.15  # of the questions are drawn from first choices only: what most people type must not be rare
 
 
@@ -55,28 +58,42 @@ class Topic:
     heard: tuple[str, ...] = field(default=(), repr=False)
     "Questions from the corpora, as typed there."
 
-    def turn(self, rng: random.Random, slots: Mapping[str, Sequence[str]], bound: dict[str, str] | None = None) -> Turn:
+    def turn(
+        self,
+        rng: random.Random,
+        slots: Mapping[str, Sequence[str]],
+        bound: dict[str, str] | None = None,
+        other: Mapping = NONE,
+    ) -> Turn:
+        """One question and answer; `other` holds the lists of rephrase.py."""
         bound = {} if bound is None else bound
         if self.heard and rng.random() < min(0.5, len(self.heard) / 60):
             ask = rng.choice(self.heard)
+            if other and rng.random() < REPHRASED / 2:
+                ask = rephrase(ask, rng, other)
             if rng.random() < 0.3:
                 ask = as_typed(ask, rng)
         else:
             among: random.Random = Plainest() if self.file != "outside" and rng.random() < PLAIN else rng
             ask = draw(among.choice(self.ask), among, slots, bound)
-            ask = as_typed(ask, rng, keep=frozenset(word for value in bound.values() for word in value.split()))
+            keep = frozenset(word for value in bound.values() for word in value.split())
+            if other and among is rng and rng.random() < REPHRASED:
+                ask = rephrase(ask, rng, other, keep)
+            ask = as_typed(ask, rng, keep=keep)
         say = rng.choice(self.say)
         for name, value in bound.items():
             say = say.replace("{" + name + "}", value)
         return Turn(ask, say.strip(), self.thought)
 
-    def dialogue(self, rng: random.Random, slots: Mapping[str, Sequence[str]], follow: float = 0.4) -> list[Turn]:
+    def dialogue(
+        self, rng: random.Random, slots: Mapping[str, Sequence[str]], other: Mapping = NONE, follow: float = 0.4
+    ) -> list[Turn]:
         """The topic's question, and with probability `follow` one more turn from `next`, again and again."""
         bound: dict[str, str] = {}
-        turns = [self.turn(rng, slots, bound)]
+        turns = [self.turn(rng, slots, bound, other)]
         later = list(self.next)
         while later and rng.random() < follow:
-            turns.append(later.pop(rng.randrange(len(later))).turn(rng, slots, bound))
+            turns.append(later.pop(rng.randrange(len(later))).turn(rng, slots, bound, other))
         return turns
 
 
