@@ -42,7 +42,9 @@ def test_every_link_and_picture_in_the_readme_is_there() -> None:
             assert (ROOT / place).exists(), place
 
 
-@pytest.mark.parametrize("command", ["app.py", "-m chat", "-m chat bench", "-m convert", "-m distill"])
+@pytest.mark.parametrize(
+    "command", ["app.py", "-m chat", "-m chat bench", "-m convert", "-m distill", "-m distill init", "-m distill plan"]
+)
 def test_the_commands_of_the_readme_know_their_help(command: str) -> None:
     assert f"python {command}" in README.read_text(encoding="utf-8")
     run = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -323,7 +323,8 @@ def main() -> None:
             browser(server, options.seconds)
         server.close()
         searching(Path(folder))
-        kills(Path(folder), options.kills)
+        if options.kills:
+            kills(Path(folder), options.kills)
 
 
 if __name__ == "__main__":
