@@ -158,7 +158,7 @@ def test_a_full_cache_makes_room_for_what_is_on_disk(tiny_gguf: Path, tmp_path: 
             say(engine, [Message("user", f"{name} hello " * 30)], conversation=name)
             settle(engine)
         _, end = say(engine, long, conversation="a")
-        assert end.stats.reused == end.stats.prompt - 1
+        assert end.stats.prompt - end.stats.reused <= 8  # the empty thought, where the answer was read again before it left
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
