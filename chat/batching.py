@@ -10,8 +10,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from chat.draw import Choice
 from chat.fit import Shape
-from chat.gumbel import Choice, GumbelSampler
+from chat.gumbel import GumbelSampler
 
 MARGIN = 0.15  # the library drops its unused prefixes when fewer pages are free, and lets nobody new in if that is no help
 

@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from chat import checkpoint
 from chat.batching import MARGIN, Worker, attention, load
 from chat.checkpoint import Checkpoint
+from chat.draw import Choice
 from chat.engine import (
     About,
     BackendUnavailable,
+    BadRequest,
     ChatError,
     Chunk,
     ContextOverflow,
@@ -34,7 +36,6 @@ from chat.engine import (
     Stats,
 )
 from chat.fit import Shape, plan
-from chat.gumbel import Choice
 from chat.prompt import Characters, Thought
 
 STREAMS = 32  # replies in one batch
@@ -107,6 +108,8 @@ class CudaEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         begun = time.perf_counter()
+        if sampling.schema is not None:
+            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
         pieces = self._files.template.pieces(messages, thinking=sampling.thinking)
         prompt = self._files.vocabulary.encode(pieces)
         room = self.context_size - len(prompt)

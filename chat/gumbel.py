@@ -1,12 +1,10 @@
-"""Per-request sampling on the device, seed included, as one processor of transformers' continuous batching.
+"""chat/draw.py for many requests at once, as one processor of transformers' continuous batching.
 
-Chosen is the argmax of logits plus Gumbel noise, which draws from the softmax (Gumbel 1954; Maddison et al., "A* Sampling",
-2014). The noise is a hash of (seed, position, token id), so a request's tokens do not depend on who runs beside it, and
-nothing waits for the host: under a CUDA graph the hash reads one number per request. `pytest tests/chat/test_cuda_sampling.py`
+Under a CUDA graph the noise's hash reads one number per request; nothing waits for the host.
+`pytest tests/chat/test_cuda_sampling.py`
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,36 +13,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.requests import FutureRequestState
 from transformers.generation.continuous_batching.utils import stream_context
 
-from chat.engine import Sampling
+from chat.draw import Choice, gumbel, heated, key, mixed, penalised
 
 KEY, TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, SLOT = range(7)
 FLOATS = [TEMPERATURE, TOP_P, MIN_P, PENALTY]
-COOLEST = 1e-4  # below it division would overflow float32, and nothing but the best token is left anyway
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A Sampling as numbers the device can use without a question: off is a number too."""
-
-    seed: int
-    temperature: float  # 0 is greedy
-    top_k: int  # 1 to the vocabulary's size
-    top_p: float  # 2 is off: a rounded sum of all probabilities may pass 1
-    log_min_p: float  # -inf is off
-    penalty: float  # 1 is off
-    slot: int  # the row that remembers which tokens the request has seen
-
-    @classmethod
-    def of(cls, sampling: Sampling, seed: int, slot: int, vocabulary: int) -> "Choice":
-        return cls(
-            seed=seed,
-            temperature=float(sampling.temperature),
-            top_k=min(int(sampling.top_k) or vocabulary, vocabulary),
-            top_p=float(sampling.top_p) if sampling.top_p < 1 else 2.0,
-            log_min_p=math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf,
-            penalty=float(sampling.repetition_penalty),
-            slot=slot,
-        )
 
 
 class GumbelSampler(ContinuousBatchingLogitsProcessorList):
@@ -92,47 +64,9 @@ class GumbelSampler(ContinuousBatchingLogitsProcessorList):
         slot = args[SLOT].long()
 
         self._seen.index_put_((slot, input_ids.long()), torch.ones_like(slot, dtype=torch.bool))
-        scores = torch.where(self._seen[slot], torch.where(scores > 0, scores / penalty, scores * penalty), scores)
-
-        heated = scores / temperature.clamp(min=COOLEST)
-        ordered = heated.sort(dim=-1, descending=True).values
-        kth = ordered.gather(-1, (args[TOP_K].long() - 1).unsqueeze(-1))
-        ordered = ordered.masked_fill(ordered < kth, -math.inf)
-        share = ordered.softmax(dim=-1)
-        kept = ((share.cumsum(dim=-1) - share) < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
-        pth = ordered.gather(-1, kept - 1)
-        lowest = torch.maximum(torch.maximum(kth, pth), ordered[:, :1] + log_min_p)
-
         noise = gumbel(mixed(self._ids ^ args[KEY].unsqueeze(-1)))
-        drawn = (heated + noise).masked_fill(heated < lowest, -math.inf)
-        return torch.where(temperature == 0, scores, drawn)
-
-
-def gumbel(bits: torch.Tensor) -> torch.Tensor:
-    """Random int32 -> standard Gumbel noise, float32. Fine where it counts: small uniforms make the large values."""
-    uniform = ((bits & 0x7FFFFFFF).float() + 0.5) * 2.0**-31
-    return -torch.log(-torch.log1p(-uniform.clamp(max=1 - 2.0**-24)))
-
-
-def mixed(x: torch.Tensor) -> torch.Tensor:
-    """The finalizer of MurmurHash3 (Austin Appleby, public domain) on int32 that wrap around."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * (0x85EBCA6B - (1 << 32))
-    x = x ^ ((x >> 13) & 0x7FFFF)
-    x = x * (0xC2B2AE35 - (1 << 32))
-    return x ^ ((x >> 16) & 0xFFFF)
-
-
-def key(seed: int, position: int) -> int:
-    """One 32-bit number for a request's step. `position` counts the tokens before the one to draw, prompt included."""
-    return _mixed(_mixed(seed + 0x9E3779B9) ^ ((position * 0x27D4EB2F) & 0xFFFFFFFF))
-
-
-def _mixed(x: int) -> int:
-    x &= 0xFFFFFFFF
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+        scores = penalised(scores, self._seen[slot], penalty)
+        return heated(scores, temperature, args[TOP_K].long().unsqueeze(-1), top_p, log_min_p, noise)
 
 
 def _columns(requests: list[tuple[Choice, int]]) -> np.ndarray:

@@ -13,8 +13,9 @@ ROOMS = ("chat", "convert", "distill")
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_cpp", "gguf", "datasets"}
 ENGINES = {
     "scripted": {"scripted"},
-    "gguf": {"gguf", "llama", "scheduler", "snapshots", "prefix", "cache"},
-    "cuda": {"cuda", "batching", "gumbel", "checkpoint", "fit"},
+    "gguf": {"gguf", "llama", "sampler", "grammar", "scheduler", "snapshots", "prefix", "cache"},
+    "cuda": {"cuda", "batching", "gumbel", "fit"},
+    "zerogpu": {"zerogpu"},
 }
 OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats"}  # what no engine may know
 
@@ -101,7 +102,7 @@ def test_only_the_page_knows_gradio_and_only_the_fence_llama_cpp() -> None:
     for path in files("chat"):
         first = {name.split(".")[0] for name in imports(path)}
         assert "gradio" not in first or path.is_relative_to(ROOT / "chat" / "ui"), path
-        assert "llama_cpp" not in first or path == ROOT / "chat" / "llama.py", path
+        assert "llama_cpp" not in first or path.stem in ("llama", "sampler", "grammar"), path
 
 
 def test_the_page_knows_the_session_and_no_engine() -> None:

@@ -1,6 +1,6 @@
 """The seven points of chat/engine.py, on every engine: `pytest tests/chat/test_engine_contract.py -k scripted`
 
-An engine joins by a maker in MAKERS. There is no point that an engine is excused from.
+An engine joins by a maker in MAKERS. No engine is excused from a point, but ZeroGPU from reading ahead.
 """
 
 import queue
@@ -35,6 +35,12 @@ def cuda(checkpoint) -> Engine:
     return cuda.open_cuda(checkpoint, context=CONTEXT, device="cpu", dtype="float32", streams=4, piece=32)
 
 
+def zerogpu(checkpoint) -> Engine:
+    zerogpu = pytest.importorskip("chat.zerogpu", reason="needs torch and transformers", exc_type=ImportError)
+    zerogpu.torch.set_num_threads(1)
+    return zerogpu.open_zerogpu(checkpoint, context=CONTEXT, device="cpu", dtype="float32", piece=32)
+
+
 def gguf(checkpoint) -> Engine:
     from chat import gguf
     from convert.run import convert
@@ -54,7 +60,7 @@ def gguf(checkpoint) -> Engine:
 
 
 # Add an engine here: a function of a checkpoint directory (safetensors, see tests/tiny.py).
-MAKERS: list[Callable[..., Engine]] = [scripted, gguf, cuda]
+MAKERS: list[Callable[..., Engine]] = [scripted, gguf, cuda, zerogpu]
 PAGE = 16  # tokens that an engine may read again because it shares whole pages
 
 
@@ -506,6 +512,8 @@ def test_an_edited_turn_is_read_again(fresh):
 
 
 def test_reading_ahead_leaves_less_to_read(fresh):
+    if fresh.name == "zerogpu":
+        pytest.skip("on ZeroGPU reading ahead would spend a visitor's time; tests/chat/test_zerogpu.py holds that it does not")
     for attempt in range(20):  # it reads when it is idle, and says nothing when it is done
         typed = f"{attempt} {LONG[0].content}"
         fresh.prefill([SYSTEM, Message("user", typed)], conversation=f"ahead {attempt}")
