@@ -68,7 +68,9 @@ class Sampling:
 
     The defaults are Qwen3's published values for answers without thinking (temperature 0.7, top-p 0.8, top-k 20, min-p 0).
     `temperature` 0 is greedy. `top_k` 0 is off. `max_tokens` counts thinking and answer; None means as far as the context
-    reaches. `seed` None draws one; the chunk that carries the stats says which.
+    reaches. `seed` None draws one; the chunk that carries the stats says which. `schema` is a JSON schema as text: the answer,
+    without its thought, is JSON that fits it, whole unless max_tokens cut it. An engine that cannot promise this raises
+    BadRequest.
     """
 
     temperature: float = 0.7
@@ -89,8 +91,11 @@ class Sampling:
             ("repetition_penalty", 0.1, 10.0),
             ("max_tokens", 1, 10_000_000),
             ("seed", 0, 2**32 - 1),
+    schema: str | None = None
         ):
             value = getattr(self, name)
+        if not isinstance(self.schema, str | None):
+            raise BadRequest(f"schema is {type(self.schema).__name__}; it must be a JSON schema as text.")
             if value is None and name in ("max_tokens", "seed"):
                 continue
             whole = isinstance(low, int)

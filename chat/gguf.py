@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chat import machine
-from chat.engine import About, ChatError, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
+from chat.engine import About, BadRequest, ChatError, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
 from chat.llama import VERSION, Context, Header, Model
 from chat.prompt import Characters, Kind, Piece, Template, Thought
 from chat.scheduler import PIECE, Reply, Scheduler, Token
@@ -55,6 +55,10 @@ class GgufEngine:
         seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
         reply = Reply(prompt, sampling, seed, min(room, sampling.max_tokens or room), conversation)
         text = _Text(messages, pieces)
+        if sampling.schema is not None:
+            if messages[-1].role == "assistant":
+                raise BadRequest("An unfinished answer cannot be held to a JSON schema: begin it anew.")
+            self._model.check_schema(sampling.schema)
         self._scheduler.submit(reply)
         try:
             yield Chunk(kind=text.kind, progress=(0, len(prompt)))

@@ -1,7 +1,8 @@
-"""The fence around llama-cpp-python's low-level API: a model, a context, a sampler chain, in our types and errors.
+"""The fence around llama-cpp-python's low-level API: a model and a context, in our types and errors.
 
-Nothing else in chat names the library. A wrong call here kills the process (llama.cpp asserts), so sequence ids and sizes are
-checked before each call. Only the vocabulary may be used from several threads; a Context has one owner.
+Nothing else in chat names the library but chat/sampler.py and chat/grammar.py. A wrong call here kills the process (llama.cpp
+asserts), so sequence ids and sizes are checked before each call. Only the vocabulary may be used from several threads; a
+Context has one owner.
 """
 
 import ctypes
@@ -16,10 +17,10 @@ from typing import NamedTuple
 
 from llama_cpp import llama_cpp as C
 
-from chat.engine import GenerationFailed, ModelUnusable, Sampling
+from chat.engine import BadRequest, GenerationFailed, ModelUnusable
+from chat.grammar import gbnf
 
 KV_BYTES = {"f16": (C.GGML_TYPE_F16, 2.0), "q8_0": (C.GGML_TYPE_Q8_0, 34 / 32), "f32": (C.GGML_TYPE_F32, 4.0)}
-PENALTY_WINDOW = 256  # last tokens that a repetition penalty looks at
 VERSION = "llama-cpp-python 0.3.36"
 
 
@@ -186,6 +187,31 @@ class Model:
             self._pieces[token] = buffer.raw[: max(count, 0)]
         return self._pieces[token]
 
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        return tuple(token for token in range(self.vocabulary) if self.ends(token))
+
+    def grammar(self, schema: str, *, behind_thought: bool = False) -> ctypes.c_void_p:
+        """A sampler that lets only JSON of this schema through, to be freed by the caller. From any thread.
+
+        Raises BadRequest where the schema cannot be kept to.
+        """
+        text, root, behind = gbnf(schema)
+        with self._open:
+            if not self._model:
+                raise GenerationFailed("The engine is closed: open the model again.")
+            _log()[0].clear()
+            made = C.llama_sampler_init_grammar(self._vocab, text.encode(), (behind if behind_thought else root).encode())
+        if not made:
+            raise BadRequest(
+                f"The JSON schema cannot be kept to ({said() or 'llama.cpp gives no reason'}): write a simpler one."
+            )
+        return made
+
+    def check_schema(self, schema: str) -> None:
+        """Raises BadRequest where an answer cannot be held to it."""
+        C.llama_sampler_free(self.grammar(schema))
+
     def ends(self, token: int) -> bool:
         return C.llama_vocab_is_eog(self._vocab, token)
 
@@ -309,40 +335,6 @@ def _string_length() -> object:
     """strlen as an abort callback: a C function of the right shape, so that asking costs no Python."""
     library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
     return ctypes.cast(library.strlen, C.ggml_abort_callback)
-
-
-class Sampler:
-    """One stream's chain: repetition penalty, temperature, top-k, top-p, min-p, then a draw from its own seed, or the best."""
-
-    def __init__(self, sampling: Sampling, seed: int, vocabulary: int) -> None:
-        chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        add = functools.partial(C.llama_sampler_chain_add, chain)
-        if sampling.repetition_penalty != 1.0:
-            add(C.llama_sampler_init_penalties(vocabulary, PENALTY_WINDOW, sampling.repetition_penalty, 0.0, 0.0))
-        if sampling.temperature == 0.0:
-            add(C.llama_sampler_init_greedy())
-        else:
-            add(C.llama_sampler_init_temp(sampling.temperature))
-            if sampling.top_k:
-                add(C.llama_sampler_init_top_k(sampling.top_k))
-            if sampling.top_p < 1.0:
-                add(C.llama_sampler_init_top_p(sampling.top_p, 1))
-            if sampling.min_p > 0.0:
-                add(C.llama_sampler_init_min_p(sampling.min_p, 1))
-            add(C.llama_sampler_init_dist(seed))
-        self._chain = chain
-
-    def sample(self, context: Context, row: int) -> int:
-        """Choose a token from the logits of a batch's row, and remember it for the penalty."""
-        return C.llama_sampler_sample(self._chain, context._context, row)
-
-    def accept(self, token: int) -> None:
-        C.llama_sampler_accept(self._chain, token)
-
-    def close(self) -> None:
-        if self._chain:
-            C.llama_sampler_free(self._chain)
-            self._chain = None
 
 
 def system_info() -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from chat.cache import Cache, Slot
 from chat.engine import GenerationFailed, Sampling, Stats
-from chat.llama import Context, Model, Row, Sampler, said
+from chat.llama import Context, Model, Row, said
 from chat.prefix import common
+from chat.sampler import Sampler
 from chat.snapshots import Snapshots
 
 PIECE = 128  # most rows of a step: pieces of 64-128 tokens read as fast as 512 (measured, 4 B on two cores)
@@ -205,7 +206,7 @@ class Scheduler:
             reply.reading_since = reply.reading_since or time.perf_counter()
             if reply.reused < 0:
                 reply.reused = len(slot.tokens)
-                reply.sampler = Sampler(reply.sampling, reply.seed, self._model.vocabulary)
+                reply.sampler = Sampler(reply.sampling, reply.seed, self._model)
                 if reply.sampling.repetition_penalty != 1.0:
                     for token in reply.prompt[-256:]:
                         reply.sampler.accept(token)
@@ -263,7 +264,11 @@ class Scheduler:
 
     def _draw(self, reply: Reply, row: int) -> None:
         begun = time.thread_time()
-        token = reply.sampler.sample(self._context, row)
+        try:
+            token = reply.sampler.sample(self._context, row)
+        except GenerationFailed as exc:  # held to a schema that this model has no words for
+            self._end(reply, "cancelled", exc)
+            return
         self._native_s += time.thread_time() - begun
         if not reply.written:
             reply.first = time.perf_counter()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count as counter
 from itertools import takewhile
 
-from chat.engine import About, Chunk, ContextOverflow, GenerationFailed, Message, Sampling, Stats
+from chat.engine import About, BadRequest, Chunk, ContextOverflow, GenerationFailed, Message, Sampling, Stats
 from chat.prompt import Kind, Template, Thought
 
 CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
@@ -69,6 +69,8 @@ class ScriptedEngine:
         begun = time.perf_counter()
         prompt = self._tokens(messages, sampling.thinking)
         room = self.context_size - len(prompt)
+        if sampling.schema is not None:
+            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
         if room < 1:
             raise ContextOverflow(len(prompt), self.context_size)
         seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
