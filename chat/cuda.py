@@ -97,6 +97,9 @@ class CudaEngine:
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._files.vocabulary.encode(self._files.template.pieces(messages)))
 
+    def count_each(self, messages: Sequence[Message]) -> list[int]:
+        return [len(self._files.vocabulary.encode(turn)) for turn in self._files.template.turns(messages)]
+
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         ids = self._files.vocabulary.encode(self._files.template.settled(messages))
         if not self._shape.page < len(ids) < self.context_size:
@@ -441,4 +444,5 @@ def describe(files: Checkpoint, device: torch.device, dtype: str, shape: Shape, 
         thinks=files.template.thinks,
         sampling=files.sampling,
         file=str(files.directory),
+        template=files.template.digest,
     )

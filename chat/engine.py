@@ -12,7 +12,15 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
 class ChatError(Exception):
-    """A problem a person can act on: its text says what was found, what was expected and what to do."""
+    """A problem a person can act on: its text says what was found, what was expected and what to do.
+
+    `text` may name `fields` in braces: `str()` fills them in, and a page in another language looks its own sentence up by
+    `text`.
+    """
+
+    def __init__(self, text: str = "", **fields: str | int | float) -> None:
+        super().__init__(text.format(**fields) if fields else text)
+        self.text, self.fields = text, fields
 
 
 class BadRequest(ChatError):
@@ -24,8 +32,10 @@ class ContextOverflow(ChatError):
 
     def __init__(self, needed: int, size: int) -> None:
         super().__init__(
-            f"The conversation takes {needed:,} tokens and the context holds {size:,}: "
-            "shorten it, start a new chat, or open the model with a larger --context."
+            "The conversation takes {needed:,} tokens and the context holds {size:,}: "
+            "shorten it, start a new chat, or open the model with a larger --context.",
+            needed=needed,
+            size=size,
         )
         self.needed, self.size = needed, size
 
@@ -146,6 +156,7 @@ class About:
     thinks: bool = False  # the template knows enable_thinking
     sampling: Sampling = Sampling()  # what the model's authors recommend, else our default
     file: str = ""  # the weights' path, "" where there is none
+    template: str = ""  # SHA-256 of the chat template, in hexadecimal
 
 
 class Engine(Protocol):
@@ -171,6 +182,13 @@ class Engine(Protocol):
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered prompt, generation prompt included."""
+        ...
+
+    def count_each(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens that each message takes in that prompt, with what the template puts around it. Costs about one `count`.
+
+        Their sum is `count` without the generation prompt, unless the last message is an answer to go on with: that has it.
+        """
         ...
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:

@@ -46,6 +46,9 @@ class GgufEngine:
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._ids(self._template.pieces(messages)))
 
+    def count_each(self, messages: Sequence[Message]) -> list[int]:
+        return [len(self._ids(turn)) for turn in self._template.turns(messages)]
+
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         pieces = self._template.pieces(messages, thinking=sampling.thinking)
         prompt = self._ids(pieces)
@@ -200,7 +203,7 @@ def open_gguf(
         raise ModelUnusable(
             f"{path.name} is a {header.architecture} model; this program runs Qwen3 models (architecture qwen3)."
         )
-    Template(header.template, ())
+    template = Template(header.template, ())
     size, mode, note = plan(header, context, kv, machine.free_memory() if free_bytes is None else free_bytes)
     threads = threads or machine.threads()
     report = progress or (lambda text, fraction: True)
@@ -220,9 +223,10 @@ def open_gguf(
         model=header.name,
         backend="llama.cpp",
         detail=detail,
-        thinks="enable_thinking" in header.template,
+        thinks=template.thinks,
         sampling=recommended(header.metadata),
         file=str(path),
+        template=template.digest,
     )
     stored = Snapshots(snapshots, key=_key(header, kv), budget=snapshot_bytes) if snapshots and snapshot_bytes else None
     return GgufEngine(model, opened, about, stored)

@@ -5,6 +5,7 @@ the same tokens: `pytest tests/chat/test_prompt.py` compares with transformers.
 """
 
 import codecs
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,6 +62,11 @@ class Template:
         """Whether the template can switch thinking on and off."""
         return "enable_thinking" in self.source
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the source, for receipts."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
     @cached_property
     def _added(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
@@ -96,6 +102,32 @@ class Template:
             if text := settled(text):
                 out.append(Piece(text, added=False))
             break
+        return out
+
+    def turns(self, messages: Sequence[Message]) -> list[list[Piece]]:
+        """The pieces of each message, with what the template puts around it. The generation prompt is the open answer's, or
+        left out; a message that the template does not speak has none.
+        """
+        end = _unused_character(messages)  # behind each content, where the template goes on: no other tokens come of it
+        *closed, last = messages
+        marked = [
+            Message(message.role, f"{message.content}{end}{place}{end}", message.thinking)
+            for place, message in enumerate(closed if last.role == "assistant" else messages)
+        ]
+        line: list[Piece | int] = []  # the prompt, and after each content whose it was
+        for piece in self.pieces([*marked, last] if last.role == "assistant" else marked):
+            for number, text in enumerate([piece.text] if piece.added else re.split(f"{end}([0-9]+){end}", piece.text)):
+                line += [int(text)] if number % 2 else [Piece(text, piece.added)] if text else []
+        out: list[list[Piece]] = [[] for _ in messages]
+        start = 0
+        for place in [place for place, item in enumerate(line) if isinstance(item, int)]:
+            stop = place + 1
+            for is_closing in (lambda piece: piece.added, lambda piece: piece.text.isspace()):  # <|im_end|>, line break
+                stop += stop < len(line) and isinstance(line[stop], Piece) and is_closing(line[stop])
+            out[line[place]] = [piece for piece in line[start:stop] if isinstance(piece, Piece)]
+            start = stop
+        if last.role == "assistant":
+            out[-1] = [piece for piece in line[start:] if isinstance(piece, Piece)]
         return out
 
     def _render(self, messages: Sequence[Message], thinking: bool, generate: bool, normal: bool) -> Iterator[Piece]:

@@ -44,6 +44,7 @@ class ScriptedEngine:
     ) -> None:
         self.context_size = context_size
         self.about = About(model="scripted", backend="scripted", detail="no model", thinks=True)
+        self.about = About("scripted", "scripted", detail="no model", thinks=True, template=self._template.digest)
         self._template = Template(CHATML, ["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
         self._replies = list(replies) if replies is not None else []
         self._read_tps, self._write_tps = read_tps, write_tps
@@ -53,6 +54,9 @@ class ScriptedEngine:
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._tokens(messages, thinking=False))
+    def count_each(self, messages: Sequence[Message]) -> list[int]:
+        return [sum(len(_words(piece.text)) for piece in turn) for turn in self._template.turns(messages)]
+
 
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         tokens = [word for piece in self._template.settled(messages) for word in _words(piece.text)]

@@ -153,6 +153,7 @@ def test_an_engine_says_who_it_is(engine):
     assert engine.name and engine.about.model and engine.about.backend
     assert engine.context_size == CONTEXT
     assert engine.about.thinks
+    assert len(engine.about.template) == 64 and int(engine.about.template, 16), "a SHA-256"
 
 
 # ---- 1. its own template; nothing leaks
@@ -167,6 +168,23 @@ def test_every_turn_and_the_system_prompt_are_counted(engine):
     more = [*HELLO, Message("assistant", "I am fine."), Message("user", "Good.")]
     assert engine.count(HELLO) < engine.count([SYSTEM, *HELLO])
     assert engine.count(HELLO) < engine.count(more) < engine.count([SYSTEM, *more])
+
+
+def test_the_tokens_of_each_message_add_up_to_the_prompt(engine):
+    asked = [
+        SYSTEM,
+        *HELLO,
+        Message("assistant", "I am\nfine. ", "Hm, how?"),
+        *LONG,
+        Message("assistant", ""),
+        Message("user", "a"),
+    ]
+    begun = [*asked, Message("assistant", "It ")]
+    each = engine.count_each(asked)
+    assert len(each) == len(asked) and min(each) > 1 and max(each) == each[3]
+    generation = engine.count(asked) - sum(each)
+    assert 0 < generation < 12
+    assert sum(engine.count_each(begun)) == engine.count(begun)
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</think>"])

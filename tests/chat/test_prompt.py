@@ -128,6 +128,27 @@ def test_a_quoted_tag_in_an_unfinished_answer_stays_text(files):
         assert len(quoted) == bool(begun.content)
 
 
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_every_piece_belongs_to_its_message_and_the_generation_prompt_to_nobody(files, name):
+    messages = CONVERSATIONS[name]
+    turns, pieces = files.template.turns(messages), files.template.pieces(messages)
+    flat = [piece for turn in turns for piece in turn]
+    assert flat == pieces[: len(flat)]
+    assert len(turns) == len(messages) and all(turns)
+    opened = messages[-1].role == "assistant"
+    rest = "".join(piece.text for piece in pieces[len(flat) :])
+    assert (rest == "") if opened else rest.startswith("<|im_start|>assistant\n")
+    for message, turn in list(zip(messages, turns, strict=True))[: -1 if opened else None]:
+        said = "".join(piece.text for piece in turn)
+        assert said.startswith(f"<|im_start|>{message.role}\n") and said.endswith("<|im_end|>\n")
+        assert unicodedata.normalize("NFC", message.content).strip() in said
+
+
+def test_a_message_that_the_template_leaves_out_takes_nothing():
+    template = Template("{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% endif %}{% endfor %}", ADDED)
+    assert [len(turn) for turn in template.turns([Message("system", "s"), user("a"), answer("b"), user("c")])] == [0, 1, 0, 1]
+
+
 def test_a_template_that_opens_the_thought_itself_is_not_asked_twice():
     template = Template("{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}", ADDED)
     assert template.render([user("a"), answer("", "Hm")]) == "a<think>\nHm"
@@ -166,6 +187,16 @@ def test_a_template_cannot_reach_into_python():
 WORDS = ["the ", "don't", "  ", "\r\n", "<|im_end|>", "</think>", "<|im_end|"]
 LETTERS = st.sampled_from([*"ab1 \n\r\t.,!'’é你🙂\u0301\u00a0\x1c<>|_", *WORDS])
 TEXTS = st.lists(LETTERS, max_size=14).map("".join)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=6))
+@QUICK
+def test_whatever_is_said_the_pieces_by_message_are_the_prompt(texts):
+    template = Template(TEMPLATE.read_text(encoding="utf-8"), ADDED)
+    roles = ("user", "assistant")
+    messages = [Message(roles[number % 2], text) for number, text in enumerate(texts)]
+    flat = [piece for turn in template.turns(messages) for piece in turn]
+    assert flat == template.pieces(messages)[: len(flat)]
 
 
 @given(TEXTS, TEXTS)
