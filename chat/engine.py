@@ -91,8 +91,11 @@ class Sampling:
     max_tokens: int | None = None
     seed: int | None = None
     thinking: bool = False
+    schema: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schema, str | None):
+            raise BadRequest(f"schema is {type(self.schema).__name__}; it must be a JSON schema as text.")
         for name, low, high in (
             ("temperature", 0.0, 5.0),
             ("top_p", 0.0, 1.0),
@@ -101,11 +104,8 @@ class Sampling:
             ("repetition_penalty", 0.1, 10.0),
             ("max_tokens", 1, 10_000_000),
             ("seed", 0, 2**32 - 1),
-    schema: str | None = None
         ):
             value = getattr(self, name)
-        if not isinstance(self.schema, str | None):
-            raise BadRequest(f"schema is {type(self.schema).__name__}; it must be a JSON schema as text.")
             if value is None and name in ("max_tokens", "seed"):
                 continue
             whole = isinstance(low, int)

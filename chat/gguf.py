@@ -55,13 +55,13 @@ class GgufEngine:
         room = self.context_size - len(prompt)
         if room < 1:
             raise ContextOverflow(len(prompt), self.context_size)
-        seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
-        reply = Reply(prompt, sampling, seed, min(room, sampling.max_tokens or room), conversation)
-        text = _Text(messages, pieces)
         if sampling.schema is not None:
             if messages[-1].role == "assistant":
                 raise BadRequest("An unfinished answer cannot be held to a JSON schema: begin it anew.")
             self._model.check_schema(sampling.schema)
+        seed = random.SystemRandom().getrandbits(32) if sampling.seed is None else sampling.seed
+        reply = Reply(prompt, sampling, seed, min(room, sampling.max_tokens or room), conversation)
+        text = _Text(messages, pieces)
         self._scheduler.submit(reply)
         try:
             yield Chunk(kind=text.kind, progress=(0, len(prompt)))

@@ -43,9 +43,8 @@ class ScriptedEngine:
         write_tps: float = 0.0,
     ) -> None:
         self.context_size = context_size
-        self.about = About(model="scripted", backend="scripted", detail="no model", thinks=True)
-        self.about = About("scripted", "scripted", detail="no model", thinks=True, template=self._template.digest)
         self._template = Template(CHATML, ["<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+        self.about = About("scripted", "scripted", detail="no model", thinks=True, template=self._template.digest)
         self._replies = list(replies) if replies is not None else []
         self._read_tps, self._write_tps = read_tps, write_tps
         self._cache: dict[str, list[str]] = {}
@@ -54,9 +53,9 @@ class ScriptedEngine:
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._tokens(messages, thinking=False))
+
     def count_each(self, messages: Sequence[Message]) -> list[int]:
         return [sum(len(_words(piece.text)) for piece in turn) for turn in self._template.turns(messages)]
-
 
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         tokens = [word for piece in self._template.settled(messages) for word in _words(piece.text)]
@@ -70,11 +69,11 @@ class ScriptedEngine:
         self._closed.set()
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
+        if sampling.schema is not None:
+            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
         begun = time.perf_counter()
         prompt = self._tokens(messages, sampling.thinking)
         room = self.context_size - len(prompt)
-        if sampling.schema is not None:
-            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
         if room < 1:
             raise ContextOverflow(len(prompt), self.context_size)
         seed = random.getrandbits(32) if sampling.seed is None else sampling.seed

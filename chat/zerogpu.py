@@ -23,7 +23,18 @@ from transformers import DynamicCache, PreTrainedModel, Qwen3ForCausalLM
 from chat import checkpoint
 from chat.checkpoint import Checkpoint
 from chat.draw import Choice, gumbel, heated, key, mixed, penalised
-from chat.engine import About, ChatError, Chunk, ContextOverflow, GenerationFailed, Message, ModelUnusable, Sampling, Stats
+from chat.engine import (
+    About,
+    BadRequest,
+    ChatError,
+    Chunk,
+    ContextOverflow,
+    GenerationFailed,
+    Message,
+    ModelUnusable,
+    Sampling,
+    Stats,
+)
 from chat.prefix import common
 from chat.prompt import Characters, Thought
 
@@ -73,6 +84,9 @@ class ZeroEngine:
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._files.vocabulary.encode(self._files.template.pieces(messages)))
 
+    def count_each(self, messages: Sequence[Message]) -> list[int]:
+        return [len(self._files.vocabulary.encode(turn)) for turn in self._files.template.turns(messages)]
+
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
         """Nothing: reading ahead would spend a visitor's GPU time on what they may never send."""
 
@@ -84,6 +98,8 @@ class ZeroEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         begun = time.perf_counter()
+        if sampling.schema is not None:
+            raise BadRequest("JSON by a schema needs the llama.cpp engine: leave it out here.")
         pieces = self._files.template.pieces(messages, thinking=sampling.thinking)
         prompt = self._files.vocabulary.encode(pieces)
         room = self.context_size - len(prompt)
@@ -267,6 +283,7 @@ def open_zerogpu(
         thinks=files.template.thinks,
         sampling=files.sampling,
         file=str(files.directory),
+        template=files.template.digest,
     )
     return ZeroEngine(files, gpu(duration=seconds_of)(writer(model, files.ends, piece)), size, about)
 
