@@ -1,6 +1,6 @@
 """One answer being written: a thread that reads the engine and puts every piece into the store, whoever is watching.
 
-It ends with the model, with `stop()`, or with the program; never with a browser tab.
+It ends with the model, with `stop()`, or with the program; never with a browser tab, but on a ZeroGPU Space (`leash_s`).
 """
 
 import re
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +18,7 @@ from chat.engine import ChatError, Chunk, ContextOverflow, Engine, Message, Samp
 from chat.receipt import receipt
 from chat.store import Node, State, Store
 
+LEFT = "Nobody watched this answer any more, so it was stopped: here a GPU is lent only to a page that is open."
 SAVE_S = 0.5  # how old the text on disk may be while an answer grows
 Phase = Literal["waiting", "reading", "thinking", "writing", "done"]
 
@@ -42,6 +44,7 @@ class Answer:
     """`node` is the stored message that grows. Reading the attributes is safe from any thread; `seq` rises with each change.
 
     `prompt` makes the messages once the engine is there; `then(answer)` is called at the very end, in the answer's thread.
+    Whoever shows it sets `watched_at`; with `leash_s` seconds it is stopped when nobody has for so long.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Answer:
         prompt: Callable[[Engine], Prompt],
         sampling: Callable[[Engine], Sampling],
         then: Callable[["Answer"], None],
+        leash_s: float | None = None,
     ) -> None:
         self.node = node
         self.content, self.thinking = node.content, node.thinking
@@ -65,7 +69,8 @@ class Answer:
         self.state: State = "writing"
         self.note = ""
         self.dropped = 0
-        self.begun = time.monotonic()
+        self.begun = self.watched_at = time.monotonic()
+        self._leash_s = leash_s
         self.reading_since = self.first_token_at = 0.0
         self._reading_from = 0
         self._store, self._model, self._prompt, self._sampling, self._then = store, model, prompt, sampling, then
@@ -73,7 +78,8 @@ class Answer:
         self._done = threading.Event()
         self._saved_at = 0.0
         self._receipt: dict[str, object] = {}
-        self._thread = threading.Thread(target=self._run, name=f"answer-{node.id}", daemon=True)
+        # In the context of the request, where ZeroGPU looks for who is asking.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name=f"answer-{node.id}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -147,6 +153,9 @@ class Answer:
                 if chunk.finish:
                     self._receipt = receipt(engine, sampling, chunk, prompt.messages, prompt.dropped)
                     return {"stop": "whole", "length": "length"}.get(chunk.finish, "stopped")
+                if self._leash_s and time.monotonic() - self.watched_at > self._leash_s:
+                    self.note = LEFT
+                    break
                 if self._stop.is_set():
                     break
         last = Chunk(finish="cancelled", stats=self._so_far(sampling))

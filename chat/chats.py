@@ -12,10 +12,16 @@ from chat.store import File, Store
 
 
 class Chats:
-    """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with."""
+    """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with.
 
-    def __init__(self, store: Store, model: Callable[[], ModelState]) -> None:
-        self.store, self.model = store, model
+    `longest`: tokens an answer may have at most. `leash_s`: seconds after which an answer that nobody watches is stopped.
+    None is no bound.
+    """
+
+    def __init__(
+        self, store: Store, model: Callable[[], ModelState], *, longest: int | None = None, leash_s: float | None = None
+    ) -> None:
+        self.store, self.model, self.longest, self.leash_s = store, model, longest, leash_s
         self.epoch = uuid.uuid4().hex[:8]  # after a restart nothing that a tab remembers is true any more
         self._memory = Store(None)  # temporary conversations are never on disk
         self._answers: dict[str, Answer] = {}

@@ -7,12 +7,12 @@ GIB = 1 << 30
 
 
 def threads() -> int:
-    """Processors this process may really use: the least of CPU_CORES (a Space), cgroup quota, affinity, physical cores."""
-    counts = [_physical_cores()]
-    if hasattr(os, "sched_getaffinity"):
-        counts.append(len(os.sched_getaffinity(0)))
-    if os.environ.get("CPU_CORES", "").isdigit():
-        counts.append(int(os.environ["CPU_CORES"]))
+    """Processors this process may really use: CPU_CORES where a Space says it, else the least of cgroup quota, affinity and
+    physical cores. Affinity binds in any case."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if os.environ.get("CPU_CORES", "").isdigit():  # a Space's two are two threads of one core, and both are worth having
+        return max(1, min(allowed, int(os.environ["CPU_CORES"])))
+    counts = [allowed, _physical_cores()]
     if quota := _cgroup_quota():
         counts.append(max(1, int(quota)))
     return max(1, min(counts))

@@ -321,8 +321,9 @@ class Session:
                 last,
                 self._chats.model,
                 lambda engine: self._prompt(engine, conversation, last),
-                lambda engine: sampling(conversation.settings, engine.about.sampling),
+                lambda engine: capped(sampling(conversation.settings, engine.about.sampling), self._chats.longest),
                 self._ended,
+                self._chats.leash_s,
             )
 
         return self._chats.begin(name, make)
@@ -341,6 +342,11 @@ def sampling(settings: dict[str, Any], recommended: Sampling) -> Sampling:
     """What the person chose, over what the model's authors recommend. Raises BadRequest."""
     chosen = {name: settings[name] for name in SAMPLED if settings.get(name) is not None}
     return replace(recommended, **chosen)
+
+
+def capped(chosen: Sampling, longest: int | None) -> Sampling:
+    """With no more tokens than one answer may have here."""
+    return chosen if longest is None else replace(chosen, max_tokens=min(chosen.max_tokens or longest, longest))
 
 
 def title_of(text: str) -> str:

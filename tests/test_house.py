@@ -13,7 +13,7 @@ ROOMS = ("chat", "convert", "distill")
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_cpp", "gguf", "datasets"}
 ENGINES = {
     "scripted": {"scripted"},
-    "gguf": {"gguf", "llama", "sampler", "grammar", "scheduler", "snapshots", "prefix", "cache"},
+    "gguf": {"gguf", "llama", "sampler", "grammar", "scheduler", "snapshots", "cache"},
     "cuda": {"cuda", "batching", "gumbel", "fit"},
     "zerogpu": {"zerogpu"},
 }

@@ -1,6 +1,7 @@
 """Who may ask: only this page's own origin, only this machine's own names, and each person only for themselves."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from starlette.datastructures import MutableHeaders
@@ -27,8 +28,9 @@ def user_of(request: Request) -> str | None:
 class Guard:
     """Around everything the server says: only this page's own origin, only this machine's own names, a cookie per visitor."""
 
-    def __init__(self, app: Any, mode: Mode, local: bool, visitors: bool) -> None:
-        self._app, self._local, self._visitors = app, local, visitors
+    def __init__(self, app: Any, mode: Mode, local: bool, visitors: bool, names: Sequence[str] = ()) -> None:
+        """`names` are this server's own beyond the one it is asked by: a Space stands behind a proxy."""
+        self._app, self._local, self._visitors, self._names = app, local, visitors, names
         kind = "; Secure; SameSite=None; Partitioned" if mode == "space" else "; SameSite=Lax; Max-Age=31536000"
         self._cookie = f"; Path=/; HttpOnly{kind}"
         frames = "'self' https://huggingface.co https://*.hf.space" if mode == "space" else "'self'"
@@ -48,7 +50,7 @@ class Guard:
         if self._local and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
             await PlainTextResponse("This address is not the program's own.", 421)(scope, receive, send)
             return
-        if origin and scope["path"].startswith("/chat/") and origin.partition("://")[2] != host:
+        if origin and scope["path"].startswith("/chat/") and origin.partition("://")[2] not in (host, *self._names):
             await PlainTextResponse("Other pages may not ask.", 403)(scope, receive, send)
             return
 

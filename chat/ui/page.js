@@ -22,13 +22,26 @@ let live = null; // {node, text, thought}: blocks that are shown for good
 async function ask(path, body, signal) {
   const response = await fetch(at("chat/" + path), {
     method: "POST",
-    headers: { "content-type": "application/json" },
+    headers: { "content-type": "application/json", ...(path === "act" || path === "replay" ? await lent() : {}) },
     body: JSON.stringify({ language, ...body }),
     signal,
   });
   const answer = await response.json();
   if (!response.ok) throw new Refused(answer.error || response.statusText);
   return answer;
+}
+
+// In a frame of huggingface.co, that page may know who is signed in, and lends a ZeroGPU Space a token for a request.
+// Gradio's script asks whether it does, and does the same for its own requests.
+async function lent() {
+  if (say.mode !== "space" || !window.supports_zerogpu_headers) return {};
+  const { port1, port2 } = new MessageChannel();
+  const answer = new Promise((done) => {
+    port1.onmessage = (message) => done(message.data ?? {});
+    setTimeout(done, 1000, {});
+  });
+  window.parent.postMessage("zerogpu-headers", "https://huggingface.co", [port2]);
+  return answer.finally(() => port1.close());
 }
 
 class Refused extends Error {}

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from chat.answer import ModelState
 from chat.chats import Chats
@@ -35,6 +37,8 @@ FIELDS = (
 def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None) -> gr.Blocks:
     """`mode`: one person, several who sign in, or visitors who leave nothing behind."""
     page, say = Page(chats, mode, models), gr.I18n(**LANGUAGES)
+    if mode == "space":
+        page.asking = LocalContext.request.set  # as Gradio does with its own: there ZeroGPU looks for who is asking
 
     def session(request: gr.Request) -> Session:
         return chats.of(page.owner(request.cookies, request.username))
@@ -117,7 +121,8 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
 
         quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         for event in (box.submit, send.click):
-            event(send_it, [box, here, *inputs], [box, fields["begin"]], **quick)
+            # Through the queue, Gradio's script adds what a ZeroGPU Space lends to who is signed in at huggingface.co.
+            event(send_it, [box, here, *inputs], [box, fields["begin"]], **quick | {"queue": mode == "space"})
         for field in fields.values():
             event = field.release if isinstance(field, gr.Slider) else field.blur if hasattr(field, "blur") else field.input
             event(choose, [here, *inputs], None, **quick)
@@ -272,8 +277,11 @@ def start(
     browser: bool = False,
     auth: Sequence[tuple[str, str]] | None = None,
     open_to_all: bool = False,
+    names: Sequence[str] = (),
+    routes: Sequence[BaseRoute] = (),
 ) -> tuple[str, Callable[[], None]]:
-    """Serve in the background: (address, stop). Port 0 takes a free one.
+    """Serve in the background: (address, stop). Port 0 takes a free one. `names`: what a proxy calls this server; `routes`
+    stand beside the page's own.
 
     Raises BadRequest where the port is taken, or strangers could come in without a word of the person's.
     """
@@ -288,7 +296,7 @@ def start(
         raise BadRequest("Several people need names to be told apart: give --auth, or let everybody in with --no-auth.")
     blocks.page.visitors = mode == "space" or (mode == "shared" and not auth)
     port = _free(host, port)
-    guard = Middleware(Guard, mode=mode, local=local, visitors=blocks.page.visitors)
+    guard = Middleware(Guard, mode=mode, local=local, visitors=blocks.page.visitors, names=names)
     blocks.queue(default_concurrency_limit=None, api_open=False, max_size=64)
     # Gradio looks 1,000 times a second for queued events, of which we have none: 5 % of a core, while a model wants both.
     blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 0.1
@@ -311,7 +319,7 @@ def start(
         theme=_theme(),
         head=_head(),
         i18n=blocks.words,
-        app_kwargs={"routes": blocks.page.routes(), "middleware": [guard]},
+        app_kwargs={"routes": [*blocks.page.routes(), *routes], "middleware": [guard]},
     )
     return f"http://{'localhost' if local else host}:{port}", blocks.close
 

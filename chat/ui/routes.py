@@ -46,6 +46,7 @@ class Page:
     def __init__(self, chats: Chats, mode: Mode, models: Models | None = None) -> None:
         self.chats, self.mode, self._models = chats, mode, models
         self.visitors = mode == "space"  # told apart by a cookie, not by a name
+        self.asking: Callable[[Request], Any] = lambda request: None  # told of every request, in its own context
         self._drawings: WeakKeyDictionary[Answer, transcript.Drawing] = WeakKeyDictionary()
         self._turns: OrderedDict[tuple[str, ...], str] = OrderedDict()
 
@@ -85,6 +86,7 @@ class Page:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
                     raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
                 session = self.chats.of(self.owner(request.cookies, user_of(request)))
+                self.asking(request)
                 if self.mode == "space":
                     self.chats.sweep(IDLE_S)
                 asked = json.loads(await request.body())
@@ -107,7 +109,10 @@ class Page:
         )
 
     async def words(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
-        return {**words(asked["language"]), "mode": self.mode}
+        say = words(asked["language"])
+        if self.chats.leash_s:
+            say = {**say, "empty_text_space": f"{say['empty_text_space']} {say['empty_text_lent']}"}
+        return {**say, "mode": self.mode}
 
     async def models(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
         """What models there are, after doing what was asked with one."""
@@ -131,13 +136,16 @@ class Page:
             and time.monotonic() < end
             and not self.chats.closed
         ):
+            if owned and (answer := self.chats.answer(name)):
+                answer.watched_at = time.monotonic()
             await asyncio.sleep(LOOK_S)
             owned = owned or (now["list"] != have.get("list") and _exists(session, name))
         if self.chats.closed:
             raise BadRequest("The program has ended: start it again.")
         say, changed = words(asked["language"]), {part for part, mark in now.items() if have.get(part) != mark}
         out: dict[str, Any] = {"have": now}
-        answer = self.chats.answer(name) if owned else None
+        if answer := self.chats.answer(name) if owned else None:
+            answer.watched_at = time.monotonic()
         view = None
         if changed & {"epoch", "chat"} or (not answer and changed & {"model", "seq"}):
             view = await run_in_threadpool(session.view, name) if owned else None

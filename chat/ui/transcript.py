@@ -51,6 +51,8 @@ def _note(node: Node, words: Words) -> str:
     why = {"stopped": words["stopped"], "length": words["length"], "partial": words["partial"], "failed": words["failed"]}
     dropped = node.receipt.get("dropped", 0)
     left_out = words["left_out"].format(dropped=dropped) if dropped else ""
+    if node.state == "stopped" and node.note:  # not by the person
+        why.pop("stopped")
     sentence = " ".join(filter(None, [why.get(node.state, ""), node.note, left_out]))
     if not sentence:
         return ""
