@@ -17,7 +17,8 @@ ENGINES = {
     "cuda": {"cuda", "batching", "gumbel", "fit"},
     "zerogpu": {"zerogpu"},
 }
-OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats"}  # what no engine may know
+# What no engine may know.
+OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats", "api", "completions"}
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:
