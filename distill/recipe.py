@@ -56,11 +56,14 @@ class Recipe:
     window: int = 32  # rows per optimizer step, over all processes
     micro_tokens: int = 1024  # padded tokens per forward and backward (2 CPU cores: 4.4k tokens/s at 1024, 3.2k at 2048)
     generate_tokens: int = 65536  # tokens (prompt and answer) of the KV cache while generating
+    generator: str = "own"  # own | vllm (CUDA, one process; `pip install vllm`)
+    vllm_memory: float = 0.3  # share of the GPU's memory that vLLM may take while it writes
     lr: float = 1e-5
     min_lr: float = 0.0
     schedule: str = "cosine"  # cosine | linear | constant
     warmup: float = 0.05  # share of the steps when below 1, else steps
     weight_decay: float = 0.0
+    optimizer: str = "adamw"  # adamw | muon (of the layers' matrices, with AdamW for the rest): far faster from blank weights
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     clip: float = 1.0  # of the gradient norm; 0: off
@@ -81,6 +84,7 @@ class Recipe:
     eval_samples: bool = True  # also sample: KL on own samples, agreement, lengths (needs a teacher)
     task: str = ""  # score of held-out answers: exact | regex:PATTERN | file.py:function
     best_by: str = "auto"  # auto: kl_student_teacher with a teacher, else heldout_loss | any name in an eval line
+    patience: int = 0  # stop after so many evaluations without a better one by `best_by`; 0: never
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     save_dtype: str = ""  # of the exported weights; empty: `dtype`
@@ -161,9 +165,11 @@ CHOICES = {
     "loss_norm": ("token", "sequence"),
     "schedule": ("cosine", "linear", "constant"),
     "device": ("auto", "cpu", "cuda"),
+    "optimizer": ("adamw", "muon"),
     "teacher_bits": (4, 8, 16),
     "warm_start": ("warn", "fail", "off"),
     "watch": ("warn", "pause", "off"),
+    "generator": ("own", "vllm"),
     "engine": ("own", "trl-gkd", "trl-gkd-tuned", "trl-distillation"),
 }
 RANGES = {
@@ -185,6 +191,8 @@ RANGES = {
     "clip": (0, 1e9),
     "keep_checkpoints": (1, 1000),
     "checkpoint_every": (1, 10**9),
+    "patience": (0, 10**6),
+    "vllm_memory": (0.01, 1),
 }
 
 

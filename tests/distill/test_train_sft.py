@@ -49,7 +49,9 @@ def test_training_lowers_the_heldout_loss_and_exports_a_model_that_loads(recipe,
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
-def test_a_run_that_stopped_goes_on_bitwise(recipe, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_stopped_goes_on_bitwise(recipe, tmp_path, optimizer):
+    recipe.write_text(f"{recipe.read_text()}optimizer: {optimizer}\n", encoding="utf-8")
     assert main(["train", str(recipe)]) == 0
     whole = losses(tmp_path / "run")
     assert len(whole) == 8
@@ -65,6 +67,20 @@ def test_a_run_that_stopped_goes_on_bitwise(recipe, tmp_path):
     assert losses(other) == whole
     final = "final/model.safetensors"
     assert (other / final).read_bytes() == (tmp_path / "run" / final).read_bytes()
+
+
+def test_muon_learns_the_layers_and_adamw_the_rest(student):
+    from transformers import AutoModelForCausalLM
+
+    from distill.optimizer import make_optimizer
+    from distill.recipe import Recipe
+
+    model = AutoModelForCausalLM.from_pretrained(student)
+    muon, adamw = make_optimizer(dict(model.named_parameters()), Recipe(optimizer="muon")).parts
+    by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    by_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert id(model.get_input_embeddings().weight) in by_adamw and not by_muon & by_adamw
+    assert by_muon | by_adamw == {id(p) for p in model.parameters()}
 
 
 def test_a_run_folder_is_never_overwritten(recipe, capsys):
