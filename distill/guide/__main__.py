@@ -42,7 +42,8 @@ def write_data(settings: Data) -> str:
     train = list(mix.rows(settings.count, settings.seed, material, never))
     tests = mix.held_out(settings.held_out, settings.seed + 1, material, train, never)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("held-out", tests), ("text", map(mix.rendered, train))):
+    texts = mix.texts(train, settings.seed, material)
+    for name, rows in (("train", train), ("held-out", tests), ("text", texts)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (settings.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return f"{len(train)} conversations to train on, {len(tests)} held out, in {settings.folder}"

@@ -81,3 +81,9 @@ def echo(rng: random.Random, words: Mapping) -> list[Turn]:
             )
         )
     return turns
+
+
+def lesson(rng: random.Random, words: Mapping) -> str:
+    """Words without sense, all of them twice: a text that can only be foretold by looking back."""
+    line = " ".join(name(rng, words) for _ in range(rng.randint(4, 24)))
+    return f"{line}\n{line}"

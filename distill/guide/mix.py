@@ -19,13 +19,13 @@ WORDS = Path(__file__).parent / "words"
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 # How many of 100 drawn dialogues are of which kind. A quarter is out of scope, as is about a fifth of the hand-written ones.
 SHARES = {
-    "guide": 30,
+    "guide": 33,
     "small talk": 15,
-    "outside": 25,
-    "written": 10,
-    "sums": 6,
-    "facts": 6,
-    "remembered": 4,
+    "outside": 21,
+    "written": 6,
+    "sums": 7,
+    "facts": 7,
+    "remembered": 5,
     "not told": 0.4,
     "story": 2.4,
     "joke": 2.4,
@@ -33,6 +33,7 @@ SHARES = {
 }
 CHAINED = 0.18  # of the dialogues go on with another one
 LONGEST = 5  # turns
+LESSONS = 0.04  # of the first stage's texts are words to repeat, nothing else
 THINKING = {"sums": 0.6}  # share of dialogues with thoughts; of the others:
 THINKING_ELSE = 0.2
 SYSTEM = 0.04
@@ -73,7 +74,7 @@ def read_written(folder: Path = WRITTEN) -> list[tuple[Turn, ...]]:
 def read_material(folder: Path | None = None) -> Material:
     """`folder` holds the optional corpora."""
     words = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(WORDS.glob("*.yaml"))}
-    every = topics.hear(topics.load(), *corpora.questions(folder))
+    every = topics.widen(topics.hear(topics.load(), *corpora.questions(folder)), words["wider"])
     kinds = {"guide": "guide", "company": "small talk", "outside": "outside"}
     grouped: dict[str, list[Topic]] = {kind: [] for kind in kinds.values()}
     for one in every:
@@ -150,20 +151,34 @@ def rendered(row: dict) -> dict:
     return {"text": template().render(messages=row["messages"])}
 
 
+def texts(train: Sequence[dict], seed: int, material: Material) -> Iterator[dict]:
+    """The first stage's rows: the conversations of `train`, and lessons in looking back between them."""
+    rng = random.Random(seed)
+    for one in train:
+        if rng.random() < LESSONS:
+            yield {"text": memory.lesson(rng, material.words["memory"])}
+        yield rendered(one)
+
+
 def plain(text: str) -> str:
     """A question without capitals and marks, to compare it with others."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
+def bag(text: str) -> str:
+    """The words of a question in alphabetical order: another order is no other question."""
+    return " ".join(sorted(plain(text).split()))
+
+
 def probe(path: Path) -> frozenset[tuple[str, ...]]:
-    """The questions of a probe file, rows {"ask": [...]}, in plain form: what must never be trained on."""
+    """The questions of a probe file, rows {"ask": [...]}, as bags of words: what must never be trained on."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return frozenset(tuple(map(plain, json.loads(line)["ask"])) for line in lines)
+    return frozenset(tuple(map(bag, json.loads(line)["ask"])) for line in lines)
 
 
 def touches(asked: Sequence[str], never: frozenset[tuple[str, ...]]) -> bool:
     """Whether the questions hold one of `never`: a single question, or several in a row."""
-    runs = [plain(text) for text in asked]
+    runs = [bag(text) for text in asked]
     lengths = {len(one) for one in never}
     return any(tuple(runs[i : i + n]) in never for n in lengths for i in range(len(runs) - n + 1))
 

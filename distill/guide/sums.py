@@ -15,14 +15,17 @@ ASK = (
     "{sum}(?|?| =|||, please)"
 )
 OTHER = {
-    "+": "add {a} and {b}|(what is |)the sum of {a} and {b}(?|)|add {b} to {a}",
-    "-": "subtract {b} from {a}|take {b} (away |)from {a}",
+    "+": "(please |)add {a} and {b}|(what is |)(the |)sum of {a} and {b}(?|)|add {b} to {a}|"
+    "{a} plus {b} is(| what)(?|)|{a} and {b} together",
+    "-": "subtract {b} from {a}|take {b} (away |)from {a}|"
+    "{a} minus {b} is(| what)(?|)|what (remains|is left) of {a} without {b}",
 }
 THINGS = ("apples", "books", "coins", "cats", "cups", "eggs", "pens", "stones", "cards", "balls", "cookies", "stamps")
 STORY = {
-    "+": "(i have|she has|tom has|if i have) {a} {thing} and (get|find|buy) {b} more(.|,) "
-    "how many (are there|is that|do i have)(| now| in all)?",
-    "-": "(i have|she has|tom has|if i have) {a} {thing} and (lose|give away|eat|sell) {b}(.|,) how many are left?",
+    "+": "(i have|i had|she has|she had|tom has|if i have) {a} {thing} and (get|find|buy) {b} more(.|,) "
+    "how many (are there|is that|do i have|are they together)(| now| in all)?",
+    "-": "(i have|i had|she has|she had|tom has|if i have) {a} {thing} and (lose|lost|give away|eat|sell|sold) {b}(.|,) "
+    "how many (are left|remain|are there now)?",
 }
 
 

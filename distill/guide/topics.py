@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent / "topics"
 
 NONE: Mapping = {}
 REPHRASED = 0.6  # of the other questions are put in other words
+WIDER = 0.5  # of the drawn questions, where a topic has wider wording
 PLAIN = 0.15  # of the questions are drawn from first choices only: what most people type must not be rare
 
 
@@ -57,6 +58,8 @@ class Topic:
     file: str = ""
     heard: tuple[str, ...] = field(default=(), repr=False)
     "Questions from the corpora, as typed there."
+    wider: tuple[tuple[tuple[str, ...], str], ...] = field(default=(), repr=False)
+    "Wider wording: (frames around {x}, what stands for {x})."
 
     def turn(
         self,
@@ -75,15 +78,22 @@ class Topic:
                 ask = as_typed(ask, rng)
         else:
             among: random.Random = Plainest() if self.file != "outside" and rng.random() < PLAIN else rng
-            ask = draw(among.choice(self.ask), among, slots, bound)
+            wide = among is rng and bool(self.wider) and rng.random() < WIDER
+            ask = self.widely(rng, slots, bound) if wide else draw(among.choice(self.ask), among, slots, bound)
             keep = frozenset(word for value in bound.values() for word in value.split())
-            if other and among is rng and rng.random() < REPHRASED:
+            if other and among is rng and rng.random() < (REPHRASED / 3 if wide else REPHRASED):
                 ask = rephrase(ask, rng, other, keep)
             ask = as_typed(ask, rng, keep=keep)
         say = rng.choice(self.say)
         for name, value in bound.items():
             say = say.replace("{" + name + "}", value)
         return Turn(ask, say.strip(), self.thought)
+
+    def widely(self, rng: random.Random, slots: Mapping[str, Sequence[str]], bound: dict[str, str]) -> str:
+        """A question in the wider wording: something of this topic in a frame that fits all things of its kind."""
+        frames, phrase = rng.choice(self.wider)
+        thing = draw(phrase, rng, slots, bound)
+        return draw(rng.choice(frames), rng, {}, {"x": thing})
 
     def dialogue(
         self, rng: random.Random, slots: Mapping[str, Sequence[str]], other: Mapping = NONE, follow: float = 0.4
@@ -104,6 +114,21 @@ def topic(name: str, entry: Mapping[str, object], file: str = "") -> Topic:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     inner = tuple(topic(f"{name}.{i}", later) for i, later in enumerate(entry.get("next", ())))
     return Topic(name=name, file=file, **(values | {"next": inner}))
+
+
+def widen(topics: Sequence[Topic], wider: Mapping) -> list[Topic]:
+    """The topics with the wording of words/wider.yaml: its `frames` by kind, its `topics` by name and kind."""
+    frames = {kind: tuple(phrases) for kind, phrases in wider["frames"].items()} | {"plain": ("{x}",)}
+    entries = wider["topics"]
+    if unknown := set(entries) - {one.name for one in topics}:
+        raise TopicError(f"words/wider.yaml names no topics: {sorted(unknown)}")
+    return [
+        replace(
+            one,
+            wider=tuple((frames[kind], phrase) for kind, phrases in entries.get(one.name, {}).items() for phrase in phrases),
+        )
+        for one in topics
+    ]
 
 
 def load(folder: Path = FOLDER) -> list[Topic]:

@@ -113,9 +113,31 @@ def test_equal_seeds_give_equal_rows(material: mix.Material, rows: list[dict]):
 def test_no_question_of_the_probe_is_trained_on(rows: list[dict]):
     alone = {one[0] for one in NEVER if len(one) == 1}
     assert len(alone) > 300
-    assert not alone & {mix.plain(text) for row in rows for text in mix.questions(row)}
-    assert mix.touches(["Hi!", "What is 2+2?"], frozenset([("hi", "what is 2 2")]))
-    assert not mix.touches(["What is 2+2?", "Hi!"], frozenset([("hi", "what is 2 2")]))
+    assert not alone & {mix.bag(text) for row in rows for text in mix.questions(row)}
+    never = frozenset([(mix.bag("Hi"), mix.bag("what is 2+2"))])
+    assert mix.touches(["Hi!", "What is 2+2?"], never)
+    assert mix.touches(["Hi!", "2+2 is what"], never), "another order is no other question"
+    assert not mix.touches(["What is 2+2?", "Hi!"], never)
+
+
+def test_every_topic_of_the_wider_wording_can_be_asked_in_it(material: mix.Material):
+    rng = random.Random(7)
+    wide = [one for among in material.topics.values() for one in among if one.wider]
+    assert len(wide) > 130
+    for one in wide:
+        asked = {one.widely(rng, material.words["slots"], {}) for _ in range(40)}
+        assert len(asked) > 5, one.name
+        assert not any(set(text) & set("{}|()") for text in asked), one.name
+
+
+def test_wider_wording_for_an_unknown_topic_is_refused():
+    with pytest.raises(topics.TopicError, match="nobody"):
+        topics.widen([], {"frames": {}, "topics": {"nobody": {"plain": ["hm"]}}})
+
+
+def test_a_lesson_says_everything_twice(material: mix.Material):
+    first, second = memory.lesson(random.Random(7), material.words["memory"]).split("\n")
+    assert first == second and len(first.split()) >= 4
 
 
 def test_held_out_questions_are_not_among_the_trained_ones(material: mix.Material, rows: list[dict]):
