@@ -9,8 +9,9 @@ from chat.source import BACKENDS, FLAGSHIP, Choice
 
 def add_model_flags(parser: ArgumentParser) -> None:
     model = parser.add_argument_group("model")
-    model.add_argument("--model", help=f"hub id (such as {FLAGSHIP}), model folder, or .gguf file")
+    model.add_argument("--model", help=f"hub id (such as {FLAGSHIP}), hub id:file.gguf, model folder, or .gguf file")
     model.add_argument("--backend", choices=BACKENDS, help=f"default: {Choice.backend}, CUDA in BF16 if there is one")
+    model.add_argument("--url", help="with --backend remote: an OpenAI-compatible server, such as http://host:8000/v1")
     model.add_argument("--context", type=int, metavar="TOKENS", help="default: what the model and memory allow, up to 8,192")
     model.add_argument("--quant", metavar="TYPE", help=f"what to convert to for llama.cpp; default: {Choice.quant}")
     model.add_argument("--kv", metavar="TYPE", help=f"type of llama.cpp's KV cache: f16, q8_0, f32; default: {Choice.kv}")
@@ -26,7 +27,9 @@ def add_model_flags(parser: ArgumentParser) -> None:
 
 def choose(given: dict[str, object], environment: Mapping[str, str]) -> Choice:
     """Flags given -> Choice, with the environment behind them."""
-    if environment.get("CHAT_MODEL"):
+    if given.get("backend") == "remote":  # the key is never a flag: others see those
+        given["key"] = environment.get("CHAT_API_KEY") or environment.get("OPENAI_API_KEY", "")
+    elif environment.get("CHAT_MODEL"):
         given.setdefault("model", environment["CHAT_MODEL"])
     if environment.get("HF_HUB_OFFLINE") == "1":
         given["offline"] = True

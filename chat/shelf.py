@@ -49,8 +49,12 @@ class Shelf:
         self._turn = threading.Lock()  # one model is opened at a time
         self._opening: threading.Thread | None = None
 
-    def start(self) -> None:
-        self._begin(self._choice)
+    def start(self, *, here: bool = False) -> None:
+        """With `here` in this thread: where it returns, the model is open or never will be."""
+        if here:
+            self._open(self._choice)
+        else:
+            self._begin(self._choice)
 
     def watch(self, busy: Callable[[Engine], bool]) -> None:
         self._busy = busy

@@ -6,6 +6,7 @@
 import ctypes
 import importlib.util
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.engine import BackendUnavailable, BadRequest, ChatError, Engine, ModelUnusable
-from chat.hub import cached
+from chat.hub import cached, cached_file
+from chat.space import lends_gpus
 
 if TYPE_CHECKING:
     from convert.progress import Progress
 
 FLAGSHIP = "burtenshaw/Qwen3-4B-GKD-Tulu"
 BUNDLED = Path(__file__).parent / "bundled" / "guide.gguf"
-BACKENDS = ("auto", "cuda", "llama.cpp", "scripted")
+BACKENDS = ("auto", "cuda", "llama.cpp", "zerogpu", "scripted")
 Report = Callable[[str, float | None], None]  # what is being done, and how far it is from 0 to 1 if that is known
+HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+:[\w.-]+\.gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -31,7 +34,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 class Choice:
     """Which model, on what. Field names are the command line's flags, defaults are written here only."""
 
-    model: str | None = None  # hub id, directory or .gguf; None: the flagship if it is on disk, else the bundled one
+    model: str | None = None  # hub id, hub id:file.gguf, directory or .gguf; None: the flagship if on disk, else the bundled
     backend: str = "auto"
     context: int | None = None  # tokens; None: what the model and the memory allow, up to 8,192
     quant: str = "Q4_K_M"  # type to convert to for llama.cpp
@@ -56,6 +59,8 @@ def open_engine(choice: Choice, report: Report = lambda text, fraction: None) ->
 
         return ScriptedEngine(write_tps=30.0)
     found = locate(choice)
+    if choice.backend == "zerogpu":
+        return open_zerogpu(found, choice, report)
     cuda = wants_cuda(choice, found)
     if isinstance(found, str):
         found = fetch(found, choice, report)
@@ -83,8 +88,10 @@ def locate(choice: Choice) -> Path | str:
             )
             raise ModelUnusable(f"The folder {path} has no config.json, so it is not a model: {hint}")
         return path
+    if HUB_FILE.fullmatch(typed):
+        return cached_file(typed) or typed
     if HUB_ID.fullmatch(typed) and not typed.endswith(".gguf"):
-        if choice.backend != "cuda" and converted(typed, choice).is_file():
+        if choice.backend not in ("cuda", "zerogpu") and converted(typed, choice).is_file():
             return converted(typed, choice)
         return cached(typed) or typed
     raise ModelUnusable(f"There is no model at {typed}: give a .gguf file, a model folder, or a hub id such as {FLAGSHIP}.")
@@ -121,7 +128,7 @@ def memory_of(path: Path, choice: Choice) -> int:
 
 def wants_cuda(choice: Choice, found: Path | str) -> bool:
     """Whether the CUDA engine is to be used. Does not import torch: that would cost the llama.cpp path its quick start."""
-    gguf = isinstance(found, Path) and found.suffix == ".gguf"
+    gguf = str(found).endswith(".gguf")
     if choice.backend == "cuda":
         if gguf:
             raise BadRequest(f"{found} is a GGUF, which llama.cpp runs: leave --backend out, or give the model's own folder.")
@@ -160,6 +167,38 @@ def open_cuda(folder: Path, choice: Choice, report: Report) -> Engine:
     return cuda.open_cuda(folder, context=choice.context)
 
 
+def open_zerogpu(found: Path | str, choice: Choice, report: Report) -> Engine:
+    """In the thread that serves the page, before it does: see chat/zerogpu.py."""
+    if not lends_gpus(os.environ):
+        raise BackendUnavailable("--backend zerogpu is for a ZeroGPU Space of Hugging Face: here use cuda or llama.cpp.")
+    if str(found).endswith(".gguf"):
+        raise BadRequest(f"{found} is a GGUF, which llama.cpp runs: on ZeroGPU give the model's own hub id.")
+    try:
+        import spaces  # before torch: it puts itself between torch and a device that is not there yet
+
+        from chat import zerogpu
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("spaces", "torch", "transformers"):
+            raise
+        raise BackendUnavailable(f"ZeroGPU needs the package {exc.name}: deploy the Space again.") from exc
+    folder = fetch(found, choice, report) if isinstance(found, str) else found
+    report(f"Loading {folder.name}", None)
+    return zerogpu.open_zerogpu(folder, gpu=spaces.GPU, context=choice.context)
+
+
+def processor() -> list[str]:
+    """What llama.cpp was built for here, in a line; and a sentence where it is built for less than it needs."""
+    from chat.llama import system_info
+
+    info = system_info()
+    slow = platform.machine() in ("x86_64", "AMD64") and "AVX2 = 1" not in info
+    advice = (
+        "This build of llama.cpp uses no AVX2, which makes it several times slower: install llama-cpp-python again with "
+        'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON".'
+    )
+    return [info.strip(), *([advice] if slow else [])]
+
+
 def open_gguf(found: Path, choice: Choice, report: Report) -> Engine:
     try:
         from chat import gguf
@@ -185,7 +224,7 @@ def open_gguf(found: Path, choice: Choice, report: Report) -> Engine:
 
 
 def fetch(hub_id: str, choice: Choice, report: Report) -> Path:
-    """Download a model into the Hugging Face cache. What is there already is kept; wrong bytes are never used."""
+    """Download a model, or one file of it, into the Hugging Face cache. What is there is kept; wrong bytes are never used."""
     if choice.offline:
         raise ModelUnusable(
             f"{hub_id} is not on this disk and the app is offline: start once without --offline (and HF_HUB_OFFLINE), "
@@ -195,8 +234,9 @@ def fetch(hub_id: str, choice: Choice, report: Report) -> Path:
     from convert import run
 
     report(f"Asking the hub for {hub_id}", None)
+    name, _, file = hub_id.partition(":")
     with _converts():
-        return run.fetch(hub_id, progress=lambda step: report(*_said(step, f"Downloading {hub_id}")))
+        return run.fetch(name, file or None, progress=lambda step: report(*_said(step, f"Downloading {hub_id}")))
 
 
 def to_gguf(folder: Path, choice: Choice, report: Report) -> Path:

@@ -132,8 +132,24 @@ def cached(repo: str, revision: str | None) -> Checkout:
     return Checkout(config.parent, repo, config.parent.name)
 
 
-def check_out(name: str) -> Generator[tuple[int, int], None, Checkout]:
+def cached_file(repo: str, revision: str | None, name: str) -> Checkout:
+    """One file, from the cache alone. Raises ConvertError where it is not there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise ConvertError(
+            f"{name} of {repo} is not in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE is set)."
+        ) from error
+    return Checkout(path.parent, repo)
+
+
+def check_out(name: str, only: str | None = None) -> Generator[tuple[int, int], None, Checkout]:
     """Download what is missing of owner/name[@revision]; yields (bytes done, bytes in all), returns the Checkout.
+
+    With `only` that one file of it, of whatever kind; the Checkout's directory is the one it lies in.
 
     Weights, cached ones too, are compared with the sha256 that the hub states; a wrong one is removed from the cache.
     Raises ConvertError.
@@ -143,18 +159,24 @@ def check_out(name: str) -> Generator[tuple[int, int], None, Checkout]:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     repo, _, revision = name.partition("@")
+
+    def at_hand() -> Checkout:
+        return cached_file(repo, revision or None, only) if only else cached(repo, revision or None)
+
     if constants.HF_HUB_OFFLINE:
-        return cached(repo, revision or None)
+        return at_hand()
     try:
         with our_errors(repo):
             try:
                 info = HfApi().model_info(repo, revision=revision or None, files_metadata=True)
             except (httpx2.TransportError, OfflineModeIsEnabled):
-                return cached(repo, revision or None)
+                return at_hand()
     except OfflineModeIsEnabled as error:
         raise ConvertError(f"{repo} cannot be downloaded offline.") from error
-    files = [file for file in info.siblings or [] if wanted(file.rfilename)]
-    if not any(file.rfilename.endswith(".safetensors") for file in files):
+    files = [file for file in info.siblings or [] if (file.rfilename == only if only else wanted(file.rfilename))]
+    if only and not files:
+        raise ConvertError(f"{repo} has no file {only}: look at its page for what it holds.")
+    if not only and not any(file.rfilename.endswith(".safetensors") for file in files):
         raise ConvertError(f"{repo} holds no safetensors; pickled weights are not read.")
     total = sum(file.size or 0 for file in files)
     stop, got = Event(), [0]
@@ -205,7 +227,7 @@ def download(repo: str, commit: str, files: list[Any], got: list[int], stop: Eve
             path = Path(hf_hub_download(repo, file.rfilename, revision=commit, tqdm_class=Counter))
         done += file.size or 0
         got[0] = done
-        if file.rfilename == "config.json" or (file.rfilename == "adapter_config.json" and "" not in known):
+        if file.rfilename == "config.json" or (file.rfilename == "adapter_config.json" and "" not in known) or len(files) == 1:
             known[""] = path.parent
         if file.lfs:
             found = sha256(path, stop)

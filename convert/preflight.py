@@ -96,12 +96,12 @@ def tokenizer_directory(sources: Sources) -> Path:
     return sources.base.directory
 
 
-def check_out(place: str | Path) -> Generator[Progress, None, hub.Checkout]:
-    """A directory as it is, or a download; returns the Checkout."""
+def check_out(place: str | Path, only: str | None = None) -> Generator[Progress, None, hub.Checkout]:
+    """A directory as it is, or a download, with `only` of one file; returns the Checkout."""
     text = str(place)
     if not hub.is_id(text):
         return hub.Checkout(Path(place))
-    steps = hub.check_out(text)
+    steps = hub.check_out(text, only)
     return (yield from relay(steps, lambda step, seconds: Progress("download", *step, "bytes", seconds)))
 
 

@@ -29,8 +29,10 @@ def convert(
     return finish(converting(Request(source, out, **options)), progress)
 
 
-def fetch(name: str, *, progress: Callable[[Progress], None] | None = None) -> Path:
+def fetch(name: str, only: str | None = None, *, progress: Callable[[Progress], None] | None = None) -> Path:
     """The directory of owner/name[@revision]: downloaded where it is not in the cache, weights checked by their sha256.
+
+    With `only`, the path of that one file.
 
     Raises ConvertError. For a program that runs a model's own files.
     """
@@ -38,7 +40,8 @@ def fetch(name: str, *, progress: Callable[[Progress], None] | None = None) -> P
         from convert.preflight import check_out
     except ImportError as error:
         raise ConvertError(f"Downloading needs the package {error.name}: pip install -r requirements-cpu.txt.") from error
-    return finish(check_out(name), progress).directory
+    directory = finish(check_out(name, only), progress).directory
+    return directory / only if only else directory
 
 
 def converting(request: Request) -> Generator[Progress, None, list[Result]]:

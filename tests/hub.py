@@ -6,7 +6,8 @@
         subprocess.run([...], env=os.environ | hub.environment(tmp_path))
 
 huggingface_hub reads its environment when it is imported, so what is tested runs in a subprocess. Downloads (resolve, tree,
-model info, ranges), uploads (create, preupload, LFS, commit). Faults: see Hub.fault.
+model info, ranges), uploads (create, preupload, LFS, commit), Spaces (under the name "spaces/owner/name": create, hardware,
+runtime). Faults: see Hub.fault; refusals: Hub.refuse.
 """
 
 import base64
@@ -32,6 +33,8 @@ class Repository:
     files: dict[str, bytes]
     gated: bool = False
     commits: list[dict[str, bytes]] = field(default_factory=list)
+    asked: dict[str, object] = field(default_factory=dict)  # with what it was created
+    hardware: list[str] = field(default_factory=list)  # of a Space, as it was asked for
 
     @property
     def sha(self) -> str:
@@ -46,6 +49,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []  # "METHOD /path", in order
         self.uploads: dict[str, bytes] = {}  # sha256 -> content
+        self._refusals: dict[str, tuple[int, str]] = {}
         self._faults: dict[tuple[str, str], tuple[object, int]] = {}
         self._lock = threading.Lock()
         self._servers = [Server(self) for _ in range(1 + separate_files)]
@@ -100,6 +104,13 @@ class Hub:
         assert kind in FAULTS
         self._faults[name, path] = (kind, times)
 
+    def refuse(self, what: str, status: int, why: str) -> None:
+        """Answer "create", "commit", "hardware" or "whoami" with an error from now on."""
+        self._refusals[what] = (status, why)
+
+    def refusal(self, what: str) -> tuple[int, str] | None:
+        return self._refusals.get(what)
+
     def take_fault(self, name: str, path: str, only: object = None) -> object:
         """The fault that is due now, if it is of the kind `only` (None: of any), else None; counts it."""
         with self._lock:
@@ -150,16 +161,30 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         self.reply(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code} | (headers or {}))
 
+    def refused(self, what: str) -> bool:
+        """Whether it was; the answer is sent then."""
+        if found := self.server.hub.refusal(what):
+            self.reply(found[0], {"error": found[1]}, {"X-Error-Message": found[1]})
+        return bool(found)
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         parts = self.note()
         if parts[:2] == ["api", "whoami-v2"]:
+            if self.refused("whoami"):
+                return
             token = {"displayName": "test", "role": "write"}
             self.reply(200, {"type": "user", "name": "owner", "orgs": [], "auth": {"accessToken": token}})
         elif parts[:2] == ["api", "models"]:
             self.listing("/".join(parts[2:4]), parts[4:])
+        elif parts[:2] == ["api", "spaces"] and parts[4:] == ["runtime"]:
+            self.runtime("/".join(parts[1:4]))
+        elif parts[:2] == ["api", "spaces"]:
+            self.listing("/".join(parts[1:4]), parts[4:])
+        elif len(parts) > 5 and parts[0] == "spaces" and parts[3] == "resolve":
+            self.file("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         elif len(parts) > 4 and parts[2] == "resolve":
             self.file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         elif len(parts) > 3 and parts[0] == "files":
@@ -184,6 +209,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             return found
         return None
+
+    def runtime(self, name: str) -> None:
+        if found := self.repository(name, "main"):
+            wanted = found.hardware[-1] if found.hardware else "cpu-basic"
+            self.reply(200, {"stage": "BUILDING", "hardware": {"current": None, "requested": wanted}, "gcTimeout": None})
 
     def listing(self, name: str, rest: list[str]) -> None:
         kind, revision = ([*rest, "info", "main"])[0], (rest[1] if len(rest) > 1 else "main")
@@ -280,11 +310,20 @@ class Handler(BaseHTTPRequestHandler):
         if parts[:3] == ["api", "repos", "create"]:
             asked = json.loads(data)
             name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
-            hub.repositories.setdefault(name, Repository({}))
+            if self.refused("create"):
+                return
+            place = f"spaces/{name}" if asked.get("type") == "space" else name
+            hub.repositories.setdefault(place, Repository({}, asked=asked))
+            if asked.get("hardware"):
+                hub.repositories[place].hardware.append(asked["hardware"])
             self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": "0" * 24})
         elif parts[:2] == ["api", "validate-yaml"]:
             self.reply(200, {"errors": [], "warnings": []})
-        elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
+        elif parts[:2] == ["api", "spaces"] and parts[4] == "hardware":
+            if not self.refused("hardware"):
+                hub.repositories["/".join(parts[1:4])].hardware.append(json.loads(data)["flavor"])
+                self.runtime("/".join(parts[1:4]))
+        elif parts[0] == "api" and parts[1] in ("models", "spaces") and parts[4] == "preupload":
             modes = [
                 {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular", "shouldIgnore": False}
                 for f in json.loads(data)["files"]
@@ -296,8 +335,9 @@ class Handler(BaseHTTPRequestHandler):
                 for item in json.loads(data)["objects"]
             ]
             self.reply(200, {"transfer": "basic", "objects": objects})
-        elif parts[:2] == ["api", "models"] and parts[4] == "commit":
-            self.commit("/".join(parts[2:4]), data)
+        elif parts[0] == "api" and parts[1] in ("models", "spaces") and parts[4] == "commit":
+            if not self.refused("commit"):
+                self.commit("/".join(parts[1 if parts[1] == "spaces" else 2 : 4]), data)
         else:
             self.refuse(404, "EntryNotFound")
 
@@ -310,6 +350,8 @@ class Handler(BaseHTTPRequestHandler):
                 found.files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 found.files[value["path"]] = self.server.hub.uploads[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del found.files[value["path"]]
         found.commits.append(dict(found.files))
         address = f"{self.server.hub.url}/{name}/commit/{found.sha}"
         self.reply(200, {"success": True, "commitOid": found.sha, "commitUrl": address, "hookOutput": ""})
