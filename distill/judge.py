@@ -13,10 +13,11 @@ HIGHER_IS_BETTER = ("score", "top1", "overlap", "end_rate")
 
 @dataclass
 class Judge:
-    """Its two dictionaries are its whole state, and part of every checkpoint."""
+    """Its fields are its whole state, and part of every checkpoint."""
 
     start: dict = field(default_factory=dict)  # the teacher's scores and the first evaluation
     best: dict = field(default_factory=dict)  # step, name and value of the best evaluation
+    worse: int = 0  # evaluations since the best one
 
     def add(self, line: dict) -> None:
         """Takes in an evaluation; the first one is what later ones are compared with, in `gap_closed`."""
@@ -48,10 +49,14 @@ class Judge:
             name = "kl_student_teacher" if "kl_student_teacher" in line else "heldout_loss"
         if not isinstance(line.get(name), float):
             raise DistillError(f"best_by is {name!r}, which no evaluation gives; expected one of {', '.join(line)}.")
-        if line.get("end_rate", 1.0) < 0.5 * self.start.get("end_rate", 0.0):
-            return False
         value, higher = line[name], any(word in name for word in HIGHER_IS_BETTER)
-        if self.best and not (value > self.best["value"] if higher else value < self.best["value"]):
+        broken = line.get("end_rate", 1.0) < 0.5 * self.start.get("end_rate", 0.0)
+        if broken or (self.best and not (value > self.best["value"] if higher else value < self.best["value"])):
+            self.worse += 1
             return False
-        self.best = {"step": line["step"], "name": name, "value": value}
+        self.best, self.worse = {"step": line["step"], "name": name, "value": value}, 0
         return True
+
+    def has_seen_enough(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations were all no better than the best one."""
+        return bool(patience) and self.worse >= patience

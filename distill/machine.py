@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from distill import sharding
 from distill.errors import DistillError
 from distill.recipe import Recipe
 
@@ -16,7 +15,7 @@ class Machine:
     device: torch.device
     rank: int = 0
     world: int = 1
-    shards: bool = False  # FSDP2
+    shards: str = ""  # "" | fsdp | zero: how models are spread over the processes
 
     @property
     def is_main(self) -> bool:
@@ -58,7 +57,19 @@ def start_machine(recipe: Recipe) -> Machine:
         torch.set_num_threads(recipe.threads)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    return Machine(device, rank, world, world > 1 and sharding.is_asked_for())
+    return Machine(device, rank, world, shards_asked_for() if world > 1 else "")
+
+
+def shards_asked_for() -> str:
+    """What `accelerate launch` says in the environment. Raises DistillError for what is not known here."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+        return ""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+    if stage != "3":
+        raise DistillError(f"DeepSpeed was asked for with ZeRO stage {stage or 'unknown'}; only 3 shards a teacher, so say 3.")
+    return "zero"
 
 
 def peak_memory(device: torch.device) -> float:

@@ -1,16 +1,27 @@
 """The teacher: hidden states for the loss, text for seqkd; resident, swapped in by phase, or the student's own base."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from distill import models, sharding
+from distill import models
 from distill.batch import Batch
 from distill.loss import NotFinite
 from distill.recipe import ADAPTER_OFF, Recipe
 from distill.rollout import Sampling, rollout
+
+
+class Reader(Protocol):
+    """A teacher in shards."""
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Last hidden states [B, L, H] of right-padded ids [B, L]."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Embedding and head are whole inside."""
 
 
 class Teacher:
@@ -29,13 +40,15 @@ class Teacher:
             if recipe.teacher_bits == 16:
                 model.to("cpu" if self.swaps else device)
         self.head = models.head_of(model).detach().to(device)
-        self.reader: sharding.Reader | None = None
+        self.reader: Reader | None = None
 
-    def shard(self) -> None:
-        """Spreads the blocks over the processes; the head stays whole on each, for the loss needs all of it."""
+    def shard(self, reader: Reader) -> None:
+        """From now on `reader` reads for the model, whose blocks are about to be spread over the processes.
+
+        The head stays whole on each of them, for the loss needs all of it.
+        """
         self.head = self.head.clone()
-        self.reader = sharding.Reader(self.model)
-        sharding.shard(self.reader, self.model)
+        self.reader = reader
 
     @contextmanager
     def at_work(self) -> Iterator[nn.Module]:
@@ -80,9 +93,7 @@ class Teacher:
             yield batch, hidden
 
     def answer(self, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling) -> list[list[int]]:
-        with self.at_work():
-            if self.reader:  # the root's own weights (embedding, norm, head) are whole after its first forward
-                self.reader(torch.tensor([[0]], device=self.device))
+        with self.at_work(), self.reader.opened() if self.reader else nullcontext():
             return rollout(self.model, prompts, keys, sampling)
 
 

@@ -3,7 +3,6 @@
 `Trainer(run, machine).train()` yields a dict per log line; closing the generator stops after the current step.
 """
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,24 +11,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill import models, sharding, windows
-from distill.batch import Batch, batches, nothing, targets_of, weights_of
+from distill import models, windows
+from distill.batch import Batch, batches, targets_of, weights_of
 from distill.clock import Clock, Signals
 from distill.dataset import read_dataset
 from distill.errors import DistillError
 from distill.evaluation import Evaluation, extended
 from distill.judge import Judge
+from distill.learner import make_learner
 from distill.loss import CrossEntropy, Divergence, NotFinite, Objective
-from distill.machine import Machine, peak_memory, sum_gradients
-from distill.optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
+from distill.machine import Machine, peak_memory
+from distill.optimizer import learning_rate
 from distill.pair import are_identical, check_pair
 from distill.recipe import ADAPTER_OFF
-from distill.rollout import Sampling, Stats, rollout
+from distill.rollout import Sampling, Stats
 from distill.run import Run, write_json, write_whole
 from distill.task import load_task
 from distill.teacher import Teacher, load_teacher
 from distill.tokens import TokenRow, end_tokens
 from distill.watch import Watch, look
+from distill.writer import make_writer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,17 +54,11 @@ class Trainer:
         self.model.to(device)
         if recipe.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.student = models.Student(self.model)
+        self.writer = make_writer(recipe, machine.world) if max(recipe.on_policy_share) > 0 else None
         self.teacher: Teacher | None = load_teacher(recipe, self.model, device) if recipe.needs_teacher else None
-        self.plain: torch.nn.Module | None = None  # of a sharded student: the copy that samples
-        if machine.shards:
-            sharding.check(recipe)
-            self.plain = copy.deepcopy(self.model).requires_grad_(False)
-            sharding.shard(self.student, self.model)
-            if self.teacher:
-                self.teacher.shard()
-        self.parameters = models.trainable(self.model)
-        self.optimizer = make_optimizer(self.parameters, recipe, fused=not machine.shards)
+        self.learner = make_learner(self.model, recipe, machine)
+        if self.teacher:
+            self.learner.share(self.teacher)
         if recipe.compile:
             models.backbone(self.model).compile(dynamic=True)
         rows = self.data.training
@@ -89,7 +84,7 @@ class Trainer:
             yield from self.evaluate()
         begin, first = time.perf_counter(), self.done
         with Signals().caught() as signals:
-            while self.done < self.steps:
+            while self.done < self.steps and not self.judge.has_seen_enough(recipe.patience):
                 line, warning = self.step()
                 spent = time.perf_counter() - begin
                 line["left_s"] = round(spent / (self.done - first) * (self.steps - self.done), 1)
@@ -99,6 +94,9 @@ class Trainer:
                 last = self.done == self.steps
                 if last or (recipe.eval_every and self.done % recipe.eval_every == 0):
                     yield from self.evaluate()
+                if not last and self.judge.has_seen_enough(recipe.patience):
+                    yield self.note(f"patience: {recipe.patience} evaluations no better than step {self.judge.best['step']}'s")
+                    last = True
                 stop = next((asked for asked in self.machine.gather(signals.asked) if asked), "")
                 if warning and recipe.watch == "pause":
                     stop = stop or "watch: pause"
@@ -125,19 +123,18 @@ class Trainer:
             examples = self.answered(rows, step, stats) if on_policy else self.given(rows)
             tokens, count = self.machine.sum(sum(map(targets_of, examples)), len(examples))
             weights = weights_of(examples, recipe.loss_norm, tokens, count)
-            pieces = self.evened(batches(examples, weights, recipe.micro_tokens, self.pad))
-            self.student.train()
+            pieces = self.learner.evened(batches(examples, weights, recipe.micro_tokens, self.pad), self.pad)
+            self.learner.train()
             loss = self.learn(pieces)
         except NotFinite as exc:
             raise self.refuse(exc, exc.batch) from exc
         (loss,) = self.machine.sum(loss)
         with self.clock.phase("optimizer"):
-            norm = self.gradient_norm(pieces)
+            norm = self.learner.norm()
+            if not math.isfinite(norm):
+                raise self.refuse(NotFinite("The gradient", 0), pieces[0] if pieces else None)
             rate = learning_rate(recipe, step, self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.learner.update(rate)
         self.done += 1
         self.tokens += int(tokens)
         line = {"kind": "step", "step": self.done, "loss": loss, "lr": rate, "grad_norm": norm, "targets": int(tokens)}
@@ -168,20 +165,6 @@ class Trainer:
             "peak_mb": round(peak_memory(self.machine.device), 1),
         }
 
-    def evened(self, pieces: list[Batch]) -> list[Batch]:
-        """With shards, equally many batches on every process: each forward and backward waits for all of them."""
-        if not self.machine.shards:
-            return pieces
-        most = max(self.machine.gather(len(pieces)))
-        return pieces + [nothing(self.pad)] * (most - len(pieces))
-
-    def whole_model(self) -> torch.nn.Module:
-        """The student as one plain model: itself, or the copy filled from the shards."""
-        if self.plain is None:
-            return self.model
-        sharding.refill(self.plain, self.model)
-        return self.plain
-
     # ---------------------------------------------------------------- examples
 
     def sampling(self, step: int, stream: str) -> Sampling:
@@ -203,7 +186,7 @@ class Trainer:
         prompts, keys = [row.ids[: row.prompt].tolist() for row in rows], [row.key for row in rows]
         autocast = torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast)
         with self.clock.phase("generate"), autocast:
-            written = rollout(self.whole_model(), prompts, keys, self.sampling(step, "student"), stats)
+            written = self.writer.write(self.learner.whole(), prompts, keys, self.sampling(step, "student"), stats)
         return [extended(row, answer) for row, answer in zip(rows, written, strict=True)]
 
     def given(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -225,23 +208,18 @@ class Trainer:
         compares = self.recipe.mode not in ("sft", "seqkd")
         scored = self.teacher.scored(pieces) if compares else ((batch, None) for batch in pieces)
         total = 0.0
-        while True:
+        for number in range(len(pieces)):
             with self.clock.phase("teacher" if compares else "student"):
-                batch, hidden = next(scored, (None, None))
-            if batch is None:
-                return total
+                batch, hidden = next(scored)
             batch = batch.to(self.machine.device)
             objective: Objective = CrossEntropy(batch.labels) if hidden is None else self.divergence(hidden)
             try:
                 with self.clock.phase("student"):
-                    with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast):
-                        loss, _ = self.student(batch.ids, batch.positions, batch.weights, objective)
-                    # FSDP averages over the processes, and this is a sum
-                    (loss * self.machine.world if self.machine.shards else loss).backward()
+                    total += self.learner.backward(batch, objective, last=number + 1 == len(pieces))
             except NotFinite as exc:
                 exc.batch = batch
                 raise
-            total += loss.item()
+        return total
 
     def divergence(self, hidden: Tensor) -> Divergence:
         recipe = self.recipe
@@ -249,24 +227,11 @@ class Trainer:
             hidden, self.teacher.head, recipe.beta, recipe.temperature_of_loss, recipe.normalize_beta, self.vocabulary
         )
 
-    def gradient_norm(self, pieces: Sequence[Batch]) -> float:
-        """The norm over all processes, after summing the gradients; clips. Raises DistillError when it is not finite."""
-        parameters = list(self.parameters.values())
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.machine.world > 1 and not self.machine.shards:
-            sum_gradients(parameters)
-        norm = sharding.full(torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip or math.inf))
-        if not torch.isfinite(norm):
-            raise self.refuse(NotFinite("The gradient", 0), pieces[0] if pieces else None)
-        return norm.item()
-
     def refuse(self, exc: NotFinite, batch: Batch | None) -> DistillError:
         """Keeps the batch beside the log and says where it is; weights are as the last step left them."""
         from safetensors.torch import save_file
 
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.forget()
         where = ""
         if batch is not None:
             folder = self.run.folder / f"bad-batch-{self.done + 1}"
@@ -283,7 +248,7 @@ class Trainer:
 
     def evaluation(self) -> Evaluation:
         return Evaluation(
-            self.student if self.plain is None else models.Student(self.whole_model()),
+            models.Student(self.learner.whole()),
             self.teacher,
             self.data.held_out[: self.recipe.eval_rows],
             self.data.keep[: self.recipe.eval_rows],
@@ -338,8 +303,7 @@ class Trainer:
     # ---------------------------------------------------------------- keeping
 
     def checkpoint(self) -> None:
-        weights = {name: sharding.full(parameter.detach()).contiguous() for name, parameter in self.parameters.items()}
-        optimizer = {name: sharding.full(value) for name, value in optimizer_state(self.optimizer, self.parameters).items()}
+        weights, optimizer = self.learner.weights(), self.learner.moments()
         if self.machine.is_main:
             state = {
                 "tokens": self.tokens,
@@ -355,17 +319,13 @@ class Trainer:
     def load_weights(self, step: int) -> tuple[dict, dict]:
         """The weights after `step` steps; gives the rest of the checkpoint: (optimizer, state)."""
         weights, optimizer, state = self.run.load_checkpoint(step)
-        if set(weights) != set(self.parameters):
-            raise DistillError(f"The checkpoint of step {step} belongs to another model than the recipe's student.")
-        with torch.no_grad():
-            for name, value in weights.items():
-                self.parameters[name].copy_(sharding.like(value.to(self.machine.device), self.parameters[name]))
+        self.learner.load(weights)
         return optimizer, state
 
     def restore(self, step: int) -> None:
         """The state after `step` steps."""
         optimizer, state = self.load_weights(step)
-        load_optimizer_state(self.optimizer, self.parameters, optimizer)
+        self.learner.load_moments(optimizer)
         self.done, self.tokens = step, state["tokens"]
         self.judge, self.watch = Judge(**state["judge"]), Watch(**state["watch"])
         if self.machine.is_main:
@@ -375,7 +335,7 @@ class Trainer:
 
     def export(self, target: Path) -> None:
         """The student as a Hugging Face folder; a LoRA student with its adapter merged, beside the adapter itself."""
-        model = self.whole_model()
+        model = self.learner.whole()
         if self.machine.is_main:
             dtype = DTYPES[self.recipe.save_dtype or self.recipe.dtype]
             write_whole(target, lambda part: models.save_student(model, self.recipe, part, dtype))

@@ -113,7 +113,7 @@ def test_the_base_without_adapter_is_the_teacher(trainer):
     loss, _ = first_step(made)
     assert abs(loss) < 1e-6  # a fresh adapter changes nothing
     with torch.no_grad():
-        for name, parameter in made.parameters.items():
+        for name, parameter in made.learner.parameters.items():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     loss, norm = first_step(made)
@@ -124,7 +124,7 @@ def test_the_base_without_adapter_is_the_teacher(trainer):
 def test_a_merged_export_answers_like_the_model_with_its_adapter(trainer, tmp_path):
     made = trainer(mode="on-policy", teacher="adapter-off", lora_rank=4)
     with torch.no_grad():
-        for name, parameter in made.parameters.items():
+        for name, parameter in made.learner.parameters.items():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     made.export(tmp_path / "out")
@@ -159,9 +159,18 @@ def in_processes(count: int, arguments: list[str], **more: str) -> None:
     assert [process.wait(timeout=240) for process in started] == [0] * count
 
 
-@pytest.mark.parametrize("kind", ["two", pytest.param("sharded", marks=pytest.mark.slow)])
+ASKED = {  # what `accelerate launch` puts into the environment
+    "two": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+@pytest.mark.parametrize("kind", ["two", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp", "zero"))])
 def test_two_processes_whole_or_sharded_give_the_losses_of_one(tmp_path, student, teacher, rows, kind):
-    """gloo on a CPU: gradients summed over replicas; and FSDP2 with student and teacher in shards."""
+    """gloo on a CPU: gradients summed over replicas; FSDP2, and DeepSpeed's ZeRO-3, with student and teacher in shards."""
+    if kind == "zero":
+        pytest.importorskip("deepspeed")
     from safetensors.torch import load_file
 
     from distill.__main__ import main
@@ -180,7 +189,7 @@ def test_two_processes_whole_or_sharded_give_the_losses_of_one(tmp_path, student
         if name == "one":
             assert main(arguments) == 0
         else:
-            in_processes(2, arguments, ACCELERATE_USE_FSDP=str(kind == "sharded"))
+            in_processes(2, arguments, **ASKED[kind])
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         found[name] = [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "step"]
         found[name] += [(line["kl_student_teacher"],) for line in lines if line["kind"] == "eval"]
@@ -194,3 +203,17 @@ def test_two_processes_whole_or_sharded_give_the_losses_of_one(tmp_path, student
         paths = [tmp_path / name / "checkpoints" / "step-00000004" / f"{file}.safetensors" for name in ("one", kind)]
         one, other = ({name: value.shape for name, value in load_file(path).items()} for path in paths)
         assert one == other
+
+
+def test_a_run_that_gets_no_better_stops_and_keeps_its_best(trainer):
+    """At a learning rate of 0 no evaluation is better than the first one."""
+    settings = {"mode": "kd", "holdout": 0.3, "eval_every": 2, "steps": 40, "best_by": "heldout_loss"}
+    made = trainer(lr=0.0, patience=3, **settings)
+    said = [line["note"] for line in made.train() if line["kind"] == "note"]
+    assert (made.done, said) == (6, ["patience: 3 evaluations no better than step 0's"])
+    assert (made.run.folder / "final" / "config.json").exists()
+    made.restore(6)
+    assert [line for line in made.train() if line["kind"] == "step"] == []
+    learning = trainer(lr=3e-3, patience=3, **(settings | {"steps": 8}))
+    assert len(losses(learning)) == 8
+    assert (learning.run.folder / "best" / "config.json").exists()

@@ -21,7 +21,7 @@ from tests.distill.tiny_models import conversation, write_model, write_rows
 
 
 def weights(trainer) -> dict:
-    return {name: value.detach().clone() for name, value in trainer.parameters.items()}
+    return {name: value.detach().clone() for name, value in trainer.learner.parameters.items()}
 
 
 def same(a: dict, b: dict) -> bool:
@@ -37,7 +37,7 @@ def losses(run: Path) -> dict[int, float]:
 def test_a_nan_stops_before_the_weights_change_and_keeps_the_batch(trainer, where):
     made = trainer(mode="kd")
     made.step()
-    before, moments = weights(made), [state["exp_avg"].clone() for state in made.optimizer.state.values()]
+    before, moments = weights(made), [state["exp_avg"].clone() for state in made.learner.optimizer.state.values()]
     if where == "teacher":
         with torch.no_grad():
             made.teacher.model.model.norm.weight[0] = float("nan")
@@ -46,13 +46,13 @@ def test_a_nan_stops_before_the_weights_change_and_keeps_the_batch(trainer, wher
             made.model.model.norm.weight[0] = float("inf")
         before = weights(made)
     else:
-        next(iter(made.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
+        next(iter(made.learner.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(DistillError, match="weights are untouched"):
         made.step()
     assert same(before, weights(made))
-    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, made.optimizer.state.values(), strict=True))
+    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, made.learner.optimizer.state.values(), strict=True))
     assert (made.run.folder / "bad-batch-2" / "texts.json").exists()
-    assert all(parameter.grad is None for parameter in made.parameters.values())
+    assert all(parameter.grad is None for parameter in made.learner.parameters.values())
 
 
 def other(folder: Path, source: Path, **changes) -> Path:
