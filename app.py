@@ -97,7 +97,7 @@ def run(settings: Settings, choice: Choice) -> None:
     mode = settings.mode or ("desktop" if settings.host in ("127.0.0.1", "localhost", "::1") else "shared")
     store, space = Store(None if mode == "space" else choice.data_dir / "chats.sqlite3"), settings.space
     bounds = {"longest": space.longest, "leash_s": space.leash_s} if space else {}
-    chats = Chats(store, lambda: ModelState(*shelf.state()), **bounds)
+    chats = Chats(store, lambda: ModelState(*shelf.state()), learn=shelf.learn, **bounds)
     api = Api(lambda: ModelState(*shelf.state()), settings.api_key or new_key()) if settings.api else None
     shelf.watch(lambda engine: chats.busy(engine) or (api is not None and api.busy(engine)))
 

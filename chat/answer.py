@@ -111,12 +111,12 @@ class Answer:
         try:
             self.state = self._stream()
         except ContextOverflow as exc:
-            self.state, self.note = "failed", str(exc)
-            self._receipt = {"overflow": [exc.needed, exc.size]}
+            self._failed(exc)
+            self._receipt["overflow"] = [exc.needed, exc.size]
         except ChatError as exc:
-            self.state, self.note = "failed", str(exc)
+            self._failed(exc)
         except Exception as exc:  # noqa: BLE001 - the edge of this thread: whatever it was, the person is told
-            self.state, self.note = "failed", f"The answer stopped because of an error in the program: {exc!r}"
+            self._failed(ChatError("The answer stopped because of an error in the program: {error}", error=repr(exc)))
         self.phase = "done"
         try:
             self._store.finish(
@@ -135,6 +135,10 @@ class Answer:
             self._then(self)
         finally:
             self._done.set()
+
+    def _failed(self, error: ChatError) -> None:
+        self.state, self.note = "failed", str(error)
+        self._receipt = {"error": {"text": error.text, "fields": error.fields}}  # for a page in another language
 
     def _stream(self) -> State:
         engine = self._wait_for_engine()

@@ -74,8 +74,9 @@ def from_text(text: str) -> list[tuple[Conversation, list[Node]]]:
         return [_messages(one["messages"]) for one in found]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as exc:
         raise BadRequest(
-            f"This file holds no conversations that can be read ({exc!r}): expected are an export of this program, OpenAI "
-            "messages as JSON or JSONL, or a chat of text-generation-webui."
+            "This file holds no conversations that can be read ({error}): expected are an export of this program, OpenAI "
+            "messages as JSON or JSONL, or a chat of text-generation-webui.",
+            error=repr(exc),
         ) from exc
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from chat.answer import Answer, ModelState
-from chat.engine import BadRequest, Engine
+from chat.engine import BadRequest, Engine, Stats
 from chat.session import Session
 from chat.store import File, Store
 
@@ -15,11 +15,17 @@ class Chats:
     """`model` is asked for the engine whenever one is needed; a running answer keeps the one it began with.
 
     `longest`: tokens an answer may have at most. `leash_s`: seconds after which an answer that nobody watches is stopped.
-    None is no bound.
+    None is no bound. `learn` is told what each finished answer cost.
     """
 
     def __init__(
-        self, store: Store, model: Callable[[], ModelState], *, longest: int | None = None, leash_s: float | None = None
+        self,
+        store: Store,
+        model: Callable[[], ModelState],
+        *,
+        longest: int | None = None,
+        leash_s: float | None = None,
+        learn: Callable[[Engine, Stats], None] = lambda engine, stats: None,
     ) -> None:
         self.store, self.model, self.longest, self.leash_s = store, model, longest, leash_s
         self.epoch = uuid.uuid4().hex[:8]  # after a restart nothing that a tab remembers is true any more
@@ -28,6 +34,7 @@ class Chats:
         self._changes: dict[str, int] = {}
         self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
         self._swept = time.time()
+        self._learn = learn
         self._lock = threading.RLock()
         self.closed = False
 
@@ -101,3 +108,5 @@ class Chats:
         with self._lock:
             self._answers.pop(answer.node.conversation, None)
         self.changed(answer.node.conversation)
+        if answer.engine and answer.stats:
+            self._learn(answer.engine, answer.stats)

@@ -14,16 +14,21 @@ def read(name: str, data: bytes) -> File:
     """Text, Markdown, code or PDF. Raises BadRequest with a sentence for everything else."""
     name = PurePath(name.replace("\\", "/")).name[:120] or "file"
     if len(data) > LARGEST:
-        raise BadRequest(f"{name} has {len(data) / 1e6:.1f} MB; at most {LARGEST / 1e6:.0f} MB can be attached: cut it.")
+        raise BadRequest(
+            "{name} has {size:.1f} MB; at most {most:.0f} MB can be attached: cut it.",
+            name=name,
+            size=len(data) / 1e6,
+            most=LARGEST / 1e6,
+        )
     if data.startswith(b"%PDF-"):
         return File(name, _pdf(name, data))
     encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as exc:
-        raise BadRequest(f"{name} is neither text in UTF-8 nor a PDF: only these can be attached.") from exc
+        raise BadRequest("{name} is neither text in UTF-8 nor a PDF: only these can be attached.", name=name) from exc
     if "\0" in text:
-        raise BadRequest(f"{name} is a binary file: only text, code and PDF can be attached.")
+        raise BadRequest("{name} is a binary file: only text, code and PDF can be attached.", name=name)
     return File(name, text)
 
 
@@ -37,12 +42,17 @@ def _pdf(name: str, data: bytes) -> str:
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise BadRequest(f"{name} is locked with a password: save it without one.")
+            raise BadRequest("{name} is locked with a password: save it without one.", name=name)
         if len(reader.pages) > PAGES:
-            raise BadRequest(f"{name} has {len(reader.pages)} pages; at most {PAGES} can be attached: cut it.")
+            raise BadRequest(
+                "{name} has {pages} pages; at most {most} can be attached: cut it.",
+                name=name,
+                pages=len(reader.pages),
+                most=PAGES,
+            )
         text = "\n\n".join(page.extract_text() for page in reader.pages)
     except (pypdf.errors.PyPdfError, ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
-        raise BadRequest(f"{name} cannot be read as a PDF ({exc}): it may be damaged.") from exc
+        raise BadRequest("{name} cannot be read as a PDF ({error}): it may be damaged.", name=name, error=str(exc)) from exc
     if not text.strip():
-        raise BadRequest(f"{name} holds pictures of text, but no text: it would have to be recognised first.")
+        raise BadRequest("{name} holds pictures of text, but no text: it would have to be recognised first.", name=name)
     return text

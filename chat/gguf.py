@@ -263,8 +263,8 @@ def plan(header: Header, context: int | None, kv: str, free: int) -> tuple[int, 
     )
 
 
-def needs(path: Path, context: int | None, kv: str = "f16") -> int:
-    """Bytes of memory that the file takes when open, at `context` tokens (None: what it would be opened with).
+def needs(path: Path, context: int | None, kv: str = "f16") -> tuple[int, int]:
+    """(bytes of memory that the file takes when open, tokens of context) at `context` (None: what it would be opened with).
 
     Raises ModelUnusable.
     """
@@ -272,7 +272,7 @@ def needs(path: Path, context: int | None, kv: str = "f16") -> int:
     header = probe.header
     probe.close()
     tokens = min(context or DEFAULT_CONTEXT, header.context_length or DEFAULT_CONTEXT)
-    return header.bytes + tokens * header.kv_bytes_per_token(kv) + WORK_BYTES
+    return header.bytes + tokens * header.kv_bytes_per_token(kv) + WORK_BYTES, tokens
 
 
 def recommended(metadata: dict[str, str]) -> Sampling:

@@ -1,10 +1,11 @@
 """The context as a ledger: what fills it, what is kept free for the answer, and what must stay behind.
 
-Pure arithmetic over `Engine.count`; nothing is dropped that is not in the result.
+Pure arithmetic over what the engine counts; nothing is dropped that is not in the result.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from chat.answer import Prompt
@@ -16,7 +17,7 @@ RESERVE = 512  # tokens kept for an answer whose length the person did not limit
 
 @dataclass(frozen=True)
 class Row:
-    """One message and its tokens, about: what surrounds it in the template is counted once, in the total."""
+    """One message and the tokens it takes, with what the template puts around it."""
 
     message: Message
     tokens: int
@@ -51,16 +52,16 @@ def cost(engine: Engine, text: str) -> int:
 
 
 def weigh(engine: Engine, messages: Sequence[Message], kept_free: int, *, rows: bool = False) -> Ledger:
-    """The total, in one count where it fits; with `rows`, every message with its tokens."""
+    """The total, in one count where it fits; with `rows`, every message with its tokens, in one more."""
     needed = engine.count(messages)
     fits = needed + kept_free <= engine.context_size
     dropped = 0 if fits else len(messages) - len(_kept(engine, messages, kept_free))
     first = _first_turn(messages)
     each = (
-        Row(message, cost(engine, message.thinking + message.content), dropped=first <= number < first + dropped)
-        for number, message in enumerate(messages)
+        Row(message, tokens, dropped=first <= number < first + dropped)
+        for number, (message, tokens) in enumerate(zip(messages, engine.count_each(messages) if rows else (), strict=rows))
     )
-    return Ledger(needed, engine.context_size, kept_free, dropped, tuple(each) if rows else ())
+    return Ledger(needed, engine.context_size, kept_free, dropped, tuple(each))
 
 
 def fit(engine: Engine, messages: Sequence[Message], kept_free: int, policy: Policy) -> Prompt:
@@ -76,17 +77,12 @@ def _kept(engine: Engine, messages: Sequence[Message], kept_free: int) -> list[M
     first = _first_turn(messages)
     cuts = [first, *(number for number in range(first + 1, len(messages)) if messages[number].role == "user")]
 
-    def without(cut: int) -> list[Message]:
-        return [*messages[:first], *messages[cut:]]
-
-    low, high = 0, len(cuts) - 1
-    while low < high:  # the fewest that are enough: fewer messages never take more tokens
-        middle = (low + high) // 2
-        if engine.count(without(cuts[middle])) + kept_free <= engine.context_size:
-            high = middle
-        else:
-            low = middle + 1
-    return without(cuts[low])
+    room = engine.context_size - kept_free - engine.count(messages)
+    if room >= 0:
+        return list(messages)
+    freed = [0, *accumulate(engine.count_each(messages)[first:])]  # by leaving out so many
+    cut = next((cut for cut in cuts if room + freed[cut - first] >= 0), cuts[-1])
+    return [*messages[:first], *messages[cut:]]
 
 
 def _first_turn(messages: Sequence[Message]) -> int:

@@ -8,14 +8,23 @@ from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Tokens a second, the median of the latest answers; None where none was long enough."""
+
+    read: float | None = None
+    write: float | None = None
+
+
+@dataclass(frozen=True)
 class Offer:
-    """One model. `detail` is a short line: size, type, quality; `memory` and `speed` are sentences or empty."""
+    """One model. `detail` is a short line: size, type, quality. `speed` was measured here."""
 
     name: str
     title: str
     detail: str = ""
-    memory: str = ""
-    speed: str = ""
+    memory: int = 0  # bytes that it takes when it is open, 0 where that is not known
+    context: int = 0  # tokens that this memory is for
+    speed: Speed = Speed()
     state: Literal["open", "ready", "absent", "fetching", "paused", "failed"] = "ready"
     progress: float | None = None  # from 0 to 1, while it is fetched
     note: str = ""  # what is being done, or why it failed

@@ -49,7 +49,7 @@ def keep(store: Store, owner: str, preset: Preset) -> None:
     if not name:
         raise BadRequest("A preset needs a name.")
     if name in {ours.name for ours in OURS}:
-        raise BadRequest(f"{name!r} is one of the program's own presets: choose another name.")
+        raise BadRequest("{name} is one of the program's own presets: choose another name.", name=name)
     sampling = {field: value for field, value in preset.settings.items() if field in Sampling.__dataclass_fields__}
     Sampling(**{field: value for field, value in sampling.items() if value is not None})
     store.keep_preset(owner, name, {"system": preset.system, "settings": preset.settings})

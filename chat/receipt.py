@@ -27,6 +27,7 @@ def receipt(engine: Engine, sampling: Sampling, last: Chunk, messages: Sequence[
         "backend": about.backend,
         "detail": about.detail,
         "file": about.file,
+        "template": about.template,
         "context": engine.context_size,
         "sampling": asdict(sampling),
         "finish": last.finish,
@@ -66,10 +67,19 @@ def replay(engine: Engine, node: Node, messages: Sequence[Message]) -> Replay:
     kept = node.receipt
     if "sampling" not in kept:
         raise BadRequest("This answer has no receipt: it was typed, edited or imported, not written by the model.")
-    for name, now in (("model", engine.about.model), ("backend", engine.about.backend), ("context", engine.context_size)):
-        if kept.get(name) != now:
+    about = engine.about
+    for name, now in (
+        ("model", about.model),
+        ("backend", about.backend),
+        ("context", engine.context_size),
+        ("template", about.template),
+    ):
+        if kept.get(name, now) != now:
             raise BadRequest(
-                f"The answer was written with the {name} {kept.get(name)!r}, and now it is {now!r}: open that one."
+                "The answer was written with the {name} {then}, and now it is {now}: open that one.",
+                name=name,
+                then=repr(kept[name]),
+                now=repr(now),
             )
     if _digest(messages) != kept["prompt"]:
         raise BadRequest("What came before this answer is not as it was (settings, or turns left out): it cannot be repeated.")

@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ class Session:
         """To the next message of the conversation."""
         files = (*self.attached(name), File(_text(file.name), _text(file.text)))
         if sum(len(one.text) for one in files) > LONGEST:
-            raise BadRequest(f"The files hold more than {LONGEST:,} characters together: send them in parts.")
+            raise BadRequest("The files hold more than {most:,} characters together: send them in parts.", most=LONGEST)
         self._chats.attach(name, files)
 
     def costs(self, name: str) -> list[tuple[File, int | None]]:
@@ -174,7 +174,7 @@ class Session:
         if not text.strip() and not files:
             raise BadRequest("There is nothing to send: type a message first.")
         if len(text) + sum(len(file.text) for file in files) > LONGEST:
-            raise BadRequest(f"The message is longer than {LONGEST:,} characters: send it in parts.")
+            raise BadRequest("The message is longer than {most:,} characters: send it in parts.", most=LONGEST)
         conversation = self.conversation(name)
         asked = Node(0, name, after, "user", text, files=files)
         answer = self._answer(conversation, [asked, _blank(name, None, begin)])
@@ -223,9 +223,34 @@ class Session:
         old, shape = store.node(name, node), store.children(name)
         versions = shape[old.parent]
         tip = versions[min(max(versions.index(old.id) + step, 0), len(versions) - 1)]
-        while below := shape.get(tip):
-            tip = below[-1]
-        self._change(name, tip=tip)
+        self._change(name, tip=_latest(shape, tip))
+
+    def remove(self, name: str, node: int) -> dict[str, Any]:
+        """Delete a message with all that follows from it, until `put_back` with what this returns, or the program's end.
+
+        Another version is shown in its place, where there is one.
+        """
+        conversation = self.conversation(name)
+        self._idle(name)
+        store = self._chats.store_of(name)
+        gone, shape, tip = store.node(name, node), store.children(name), conversation.tip
+        if any(one.id == node for one in store.path(name, tip)):
+            versions = shape[gone.parent]
+            place = versions.index(node)
+            others = versions[:place] + versions[place + 1 :]
+            tip = _latest(shape, others[max(place - 1, 0)]) if others else gone.parent
+        when = time.time()
+        store.hide(name, node, tip, when)
+        self._chats.changed(name, self.list_name)
+        return {"when": when, "tip": conversation.tip}
+
+    def put_back(self, name: str, when: float, tip: int) -> None:
+        self.conversation(name)
+        self._idle(name)
+        store = self._chats.store_of(name)
+        store.node(name, tip)
+        store.unhide(name, tip, when)
+        self._chats.changed(name, self.list_name)
 
     def ahead(self, name: str, draft: str) -> None:
         """Let the model read what is typed so far. Costs nothing where it has something better to do."""
@@ -260,12 +285,42 @@ class Session:
         system = len(messages) - len([message for message in messages if message.role != "system"])
         return replay(state.engine, kept, messages[:system] + messages[system + dropped :])
 
+    def summarise(self, name: str, ask: str) -> tuple[Answer, int]:
+        """The model's own summary of a conversation, asked for by the words `ask`, and of how many messages.
+
+        It grows as an answer of a temporary conversation, made from as many of the latest messages as fit (`answer.dropped`
+        says how many did not); `delete` of that conversation ends it. The last question, if it has no answer, is not in it.
+        """
+        conversation = self.conversation(name)
+        self._idle(name)
+        messages = self._history(conversation, conversation.tip)
+        while messages and messages[-1].role != "assistant":
+            messages.pop()
+        if not messages:
+            raise BadRequest("There is nothing to summarise yet: no question here has an answer.")
+        asking = [*messages, Message("user", ask)]
+        made = self.create(temporary=True)
+
+        def prompt(engine: Engine, node: Node) -> Prompt:
+            return fit(engine, asking, reserve(engine, None), "drop")
+
+        def brief(engine: Engine) -> Sampling:
+            return replace(engine.about.sampling, thinking=False, max_tokens=reserve(engine, None))
+
+        known = sum(message.role != "system" for message in messages)
+        return self._write(made.id, [_blank(made.id, None)], prompt, brief), known
+
+    def outline(self, name: str) -> str:
+        """What the person asked in a conversation, a line for each question; what a summary can be without a model."""
+        asked = [turn.node.content for turn in self.view(name).turns if turn.node.role == "user"]
+        return "\n".join(f"- {title_of(text)}" for text in asked if text.strip())
+
     def begin_anew(self, name: str) -> tuple[Conversation, str]:
-        """A new conversation with the same settings, and a draft that outlines what was asked in the old one."""
+        """A new conversation with the same settings, and the last question of the old one, if it has no answer."""
         old = self.view(name)
-        asked = [title_of(turn.node.content) for turn in old.turns if turn.node.role == "user" and turn.node.content.strip()]
         made = self.create(system=old.conversation.system, settings=old.conversation.settings)
-        return made, "\n".join(f"- {line}" for line in asked)
+        *_, last = [turn.node for turn in old.turns if turn.node.role == "user" or turn.node.content] or [None]
+        return made, last.content if last and last.role == "user" else ""
 
     # out and in
 
@@ -312,7 +367,22 @@ class Session:
 
     def _answer(self, conversation: Conversation, nodes: Sequence[Node]) -> Answer:
         """Store the nodes, of which the last is the answer to be written, and write it."""
-        store, name = self._chats.store_of(conversation.id), conversation.id
+        settings = conversation.settings
+
+        def prompt(engine: Engine, node: Node) -> Prompt:
+            free, policy = reserve(engine, settings.get("max_tokens")), settings.get("overflow", "stop")
+            return fit(engine, self._history(conversation, node.id), free, policy)
+
+        return self._write(conversation.id, nodes, prompt, lambda engine: sampling(settings, engine.about.sampling))
+
+    def _write(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        prompt: Callable[[Engine, Node], Prompt],
+        chosen: Callable[[Engine], Sampling],
+    ) -> Answer:
+        store = self._chats.store_of(name)
 
         def make() -> Answer:
             last = store.add(name, nodes)[-1]
@@ -320,18 +390,13 @@ class Session:
                 store,
                 last,
                 self._chats.model,
-                lambda engine: self._prompt(engine, conversation, last),
-                lambda engine: capped(sampling(conversation.settings, engine.about.sampling), self._chats.longest),
+                lambda engine: prompt(engine, last),
+                lambda engine: capped(chosen(engine), self._chats.longest),
                 self._ended,
                 self._chats.leash_s,
             )
 
         return self._chats.begin(name, make)
-
-    def _prompt(self, engine: Engine, conversation: Conversation, node: Node) -> Prompt:
-        settings = conversation.settings
-        free, policy = reserve(engine, settings.get("max_tokens")), settings.get("overflow", "stop")
-        return fit(engine, self._history(conversation, node.id), free, policy)
 
     def _ended(self, answer: Answer) -> None:
         self._chats.end(answer)
@@ -354,6 +419,13 @@ def title_of(text: str) -> str:
     line = next((line.strip("#>*-` \t") for line in text.splitlines() if line.strip("#>*-` \t")), "") or text.strip()
     line = " ".join(line.split())
     return line if len(line) <= 60 else line[:60].rsplit(" ", 1)[0] + "…"
+
+
+def _latest(shape: dict[int | None, list[int]], tip: int) -> int:
+    """The end of what follows from a message, by the latest versions."""
+    while below := shape.get(tip):
+        tip = below[-1]
+    return tip
 
 
 def _blank(name: str, parent: int | None, begin: str = "") -> Node:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chat.engine import BadRequest, ChatError, Engine, ModelUnusable
+from chat.engine import BadRequest, ChatError, Engine, ModelUnusable, Stats
 from chat.models import Offer
 from chat.source import BUNDLED, FLAGSHIP, Choice, converted, explain, locate, make, memory_of, open_engine
+from chat.speeds import Speeds
 
 State = tuple[str, Engine | None, str | None]  # status line, the engine if it is there, why it will never be
 
@@ -44,7 +45,8 @@ class Shelf:
         self._told = ""
         self._busy: Callable[[Engine], bool] = lambda engine: False
         self._fetching: dict[str, Fetching] = {}
-        self._memory: dict[tuple[Path, int], str] = {}
+        self._memory: dict[tuple[Path, int], tuple[int, int] | str] = {}
+        self._speeds = Speeds(choice.data_dir / "speeds.json")
         self._closed = threading.Event()
         self._turn = threading.Lock()  # one model is opened at a time
         self._opening: threading.Thread | None = None
@@ -61,6 +63,11 @@ class Shelf:
 
     def state(self) -> State:
         return self._state
+
+    def learn(self, engine: Engine, stats: Stats) -> None:
+        """How fast an answer was, for the list."""
+        if engine.about.file:
+            self._speeds.learn(Path(engine.about.file), engine.about.backend, stats)
 
     def close(self) -> None:
         """Stop what is under way, close the engine."""
@@ -85,7 +92,11 @@ class Shelf:
             found.append(self._wanted())
         open_file = Path(self._file) if self._file else None
         if open_file and open_file not in (BUNDLED, *files):
-            found.insert(0, Offer(str(open_file), open_file.name, state="open"))
+            found.insert(0, self._open_offer(open_file))
+        if self._first.url is not None:
+            engine = self._state[1]
+            state = "open" if engine and engine.name == "remote" else "ready"
+            found.insert(0, Offer("remote", self._first.url, detail="on another server", state=state))
         return found
 
     def open(self, name: str) -> None:
@@ -172,17 +183,29 @@ class Shelf:
             return path
         if name == FLAGSHIP and not isinstance(locate(replace(self._choice, model=name)), str):
             return name
-        raise ModelUnusable(f"{name} is not on this disk any more: look at the list again.")
+        raise ModelUnusable("{name} is not on this disk any more: look at the list again.", name=name)
 
     def _offer(self, name: str, path: Path) -> Offer:
-        quality = _quality(path)
+        quality, needed = _quality(path), self._needs(path)
+        memory, context = needed if isinstance(needed, tuple) else (0, 0)
         return Offer(
             name,
             path.stem.replace("--", "/") if name != "bundled" else "The bundled guide",
             detail=_size(path.stat().st_size) + (f", {quality}" if quality else ""),
-            memory=self._needs(path),
+            memory=memory,
+            context=context,
+            speed=self._speeds.of(path, "llama.cpp"),
             state="open" if self._file and Path(self._file) == path else "ready",
+            note=needed if isinstance(needed, str) else "",
         )
+
+    def _open_offer(self, path: Path) -> Offer:
+        """The one that was named at the start and is nowhere on the shelf."""
+        engine = self._state[1]
+        if path.suffix == ".gguf" and path.is_file():
+            return self._offer(str(path), path)
+        backend, detail = (engine.about.backend, engine.about.detail) if engine else ("", "")
+        return Offer(str(path), path.name, detail, speed=self._speeds.of(path, backend), state="open")
 
     def _wanted(self) -> Offer:
         title = FLAGSHIP.rpartition("/")[2]
@@ -193,11 +216,12 @@ class Shelf:
             return Offer(FLAGSHIP, title, detail="on this disk, converted when it is opened")
         return Offer(FLAGSHIP, title, detail="8 GB to download, 2.5 GB when converted", state="absent")
 
-    def _needs(self, path: Path) -> str:
+    def _needs(self, path: Path) -> tuple[int, int] | str:
+        """Bytes at so many tokens of context, or why it cannot be opened."""
         key = (path, path.stat().st_mtime_ns)
         if key not in self._memory:
             try:
-                self._memory[key] = f"{_size(memory_of(path, self._choice))} of memory"
+                self._memory[key] = memory_of(path, self._choice)
             except ChatError as exc:
                 self._memory[key] = str(exc)
         return self._memory[key]

@@ -119,8 +119,8 @@ def make(choice: Choice, report: Report) -> Path:
     return to_gguf(found, choice, report) if found.is_dir() else found
 
 
-def memory_of(path: Path, choice: Choice) -> int:
-    """Bytes that a .gguf takes when it is open. Raises ModelUnusable."""
+def memory_of(path: Path, choice: Choice) -> tuple[int, int]:
+    """Bytes that a .gguf takes when it is open, and for how many tokens of context. Raises ModelUnusable."""
     from chat import gguf
 
     return gguf.needs(path, choice.context, choice.kv)

@@ -109,6 +109,7 @@ MIGRATIONS = (
         owner TEXT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (owner, name)
     ) STRICT;
     """,
+    "ALTER TABLE messages ADD COLUMN deleted REAL",
 )
 CONVERSATION = "c.id, c.owner, c.title, c.pinned, c.created, c.updated, c.tip, c.system, c.settings, c.deleted"
 NODE = "id, conversation, parent, role, content, thinking, state, note, files, thought_s, created, receipt"
@@ -156,7 +157,8 @@ class Store:
             self._db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
         with self._writing() as run:
             run("UPDATE messages SET state = 'partial' WHERE state = 'writing'")  # the program was killed in the middle
-            run("DELETE FROM conversations WHERE deleted IS NOT NULL OR tip IS NULL")  # undo ends with the program
+            run("DELETE FROM messages WHERE deleted IS NOT NULL")  # undo ends with the program
+            run("DELETE FROM conversations WHERE deleted IS NOT NULL OR tip IS NULL")
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
@@ -220,14 +222,15 @@ class Store:
             sql = (
                 "SELECT m.conversation, snippet(words, 0, char(1), char(1), '…', 24) FROM words JOIN messages m "
                 "ON m.id = words.rowid JOIN conversations c ON c.id = m.conversation "
-                "WHERE words MATCH ? AND c.owner = ? AND c.deleted IS NULL ORDER BY m.id LIMIT 2000"
+                "WHERE words MATCH ? AND c.owner = ? AND c.deleted IS NULL AND m.deleted IS NULL ORDER BY m.id LIMIT 2000"
             )
             rows = self._rows(sql, '"' + query.replace('"', '""') + '"', owner)
         else:
             sql = (
                 "SELECT m.conversation, substr(m.content, max(1, instr(lower(m.content), lower(?2)) - 20), 60) "
                 "FROM messages m JOIN conversations c ON c.id = m.conversation "
-                "WHERE c.owner = ?1 AND c.deleted IS NULL AND m.content LIKE ?3 ESCAPE '\\' ORDER BY m.id LIMIT 2000"
+                "WHERE c.owner = ?1 AND c.deleted IS NULL AND m.deleted IS NULL AND m.content LIKE ?3 ESCAPE '\\' "
+                "ORDER BY m.id LIMIT 2000"
             )
             rows = self._rows(sql, owner, query, f"%{_escaped(query)}%")
         return dict(rows)
@@ -339,13 +342,31 @@ class Store:
     def children(self, name: str) -> dict[int | None, list[int]]:
         """Parent -> its children, oldest first: the shape of the tree without its text."""
         shape: dict[int | None, list[int]] = {}
-        for parent, child in self._rows("SELECT parent, id FROM messages WHERE conversation = ? ORDER BY id", name):
+        sql = "SELECT parent, id FROM messages WHERE conversation = ? AND deleted IS NULL ORDER BY id"
+        for parent, child in self._rows(sql, name):
             shape.setdefault(parent, []).append(child)
         return shape
 
     def tree(self, name: str) -> list[Node]:
-        """All messages, parents before children."""
-        return [_node(row) for row in self._rows(f"SELECT {NODE} FROM messages WHERE conversation = ? ORDER BY id", name)]
+        """All messages that are not deleted, parents before children."""
+        sql = f"SELECT {NODE} FROM messages WHERE conversation = ? AND deleted IS NULL ORDER BY id"
+        return [_node(row) for row in self._rows(sql, name)]
+
+    def hide(self, name: str, node: int, tip: int | None, when: float) -> None:
+        """Delete a message with all that follows from it, and show `tip` instead; `unhide` with the same `when` undoes it."""
+        with self._writing() as run:
+            run(
+                "WITH RECURSIVE down(id) AS (SELECT id FROM messages WHERE id = ? AND conversation = ? "
+                "UNION ALL SELECT m.id FROM messages m JOIN down ON m.parent = down.id) "
+                "UPDATE messages SET deleted = ? WHERE deleted IS NULL AND id IN down",
+                (node, name, when),
+            )
+            run("UPDATE conversations SET tip = ? WHERE id = ?", (tip, name))
+
+    def unhide(self, name: str, tip: int, when: float) -> None:
+        with self._writing() as run:
+            run("UPDATE messages SET deleted = NULL WHERE conversation = ? AND deleted = ?", (name, when))
+            run("UPDATE conversations SET tip = ? WHERE id = ?", (tip, name))
 
     # presets
 

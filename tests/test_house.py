@@ -18,7 +18,7 @@ ENGINES = {
     "zerogpu": {"zerogpu"},
 }
 # What no engine may know.
-OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "chats", "api", "completions"}
+OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "speeds", "models", "chats", "api", "completions", "space", "deploy", "bundle"}
 
 
 def imports(path: Path, *, top: bool = False) -> set[str]:

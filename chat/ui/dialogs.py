@@ -5,10 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from chat.answer import Answer
 from chat.ledger import Ledger
 from chat.models import Offer
 from chat.receipt import Replay
 from chat.store import File, Node
+from chat.ui.errors import say
+from chat.ui.transcript import progress
 
 Words = dict[str, str]
 
@@ -20,6 +23,7 @@ def receipt_html(kept: dict[str, Any], node: Node, words: Words) -> str:
         ("receipt_backend", " · ".join(filter(None, [kept.get("backend"), kept.get("detail")]))),
         ("receipt_file", kept.get("file")),
         ("receipt_sha256", kept.get("sha256")),
+        ("receipt_template", kept.get("template")),
         ("receipt_context", kept.get("context")),
         ("receipt_sampling", ", ".join(f"{name} {value}" for name, value in sampling.items() if value is not None)),
         ("receipt_order", kept.get("order")),
@@ -76,13 +80,27 @@ def weight_html(ledger: Ledger | None, policy: str, words: Words) -> str:
     return f"<p>{words['over'].format(**numbers)}</p><span>{drop + anew if dropped else ''}</span>"
 
 
+def summary(answer: Answer | None, node: Node, known: int, words: Words) -> dict[str, Any]:
+    """How far the model's summary of `known` messages is; `answer` is None when it has ended."""
+    if answer:
+        from_ = {"kept": known - answer.dropped, "of": known}
+        label = progress(answer, words) or words["summary_from"].format(**from_)
+        return {"text": answer.content, "label": label, "done": False}
+    from_ = {"kept": known - node.receipt.get("dropped", 0), "of": known}
+    if node.state == "failed" or not node.content.strip():
+        error = node.receipt.get("error")
+        why = say(error["text"], error["fields"], words["language"]) if error else words["summary_empty"]
+        return {"text": "", "label": "", "done": True, "why": why}
+    return {"text": node.content, "label": words["summary_from"].format(**from_), "done": True}
+
+
 def models_html(offers: Sequence[Offer], words: Words, *, fixed: bool = False) -> str:
     """The models at hand; `fixed` where only their keeper may change them."""
     does = {"ready": "open", "absent": "fetch", "paused": "fetch", "failed": "fetch", "fetching": "pause"}
     rows = []
     for one in offers:
         lines = "".join(
-            f"<small>{html.escape(line)}</small>" for line in (one.detail, one.memory, one.speed, one.note) if line
+            f"<small>{html.escape(line)}</small>" for line in (one.detail, *_measured(one, words), one.note) if line
         )
         bar = "" if one.progress is None else f'<progress max="1" value="{one.progress:.3f}"></progress>'
         do = "" if fixed else does.get(one.state, "")
@@ -96,6 +114,21 @@ def models_html(offers: Sequence[Offer], words: Words, *, fixed: bool = False) -
         )
         rows.append(f"<li><span><b>{html.escape(one.title)}</b>{lines}{bar}</span>{button}</li>")
     return f'<h2>{words["models"]}</h2><ul class="models">{"".join(rows)}</ul>'
+
+
+def _measured(one: Offer, words: Words) -> list[str]:
+    """What a model needs, and how fast it was here."""
+    lines = []
+    if one.memory:
+        size = f"{one.memory / 1e9:.1f} GB" if one.memory >= 1e9 else f"{one.memory / 1e6:.0f} MB"
+        lines.append(words["model_memory"].format(size=size, context=f"{one.context:,}"))
+    ways = (("model_reads", one.speed.read), ("model_writes", one.speed.write))
+    figures = [words[way].format(tps=_rate(tps)) for way, tps in ways if tps]
+    return [*lines, words["model_measured"].format(figures=", ".join(figures))] if figures else lines
+
+
+def _rate(tps: float) -> str:
+    return f"{tps:.1f}" if tps < 20 else f"{tps:,.0f}"
 
 
 def files_html(files: Sequence[tuple[File, int | None]], words: Words) -> str:

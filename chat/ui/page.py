@@ -22,6 +22,7 @@ from chat.engine import BadRequest, ChatError, Sampling
 from chat.models import Models
 from chat.presets import OURS, Preset
 from chat.session import Session
+from chat.ui.errors import told
 from chat.ui.guard import Guard, Mode
 from chat.ui.routes import Page
 from chat.ui.words import EN, LANGUAGES
@@ -176,7 +177,9 @@ def _chosen(values: Sequence[Any], state: ModelState) -> dict[str, Any]:
     settings["max_tokens"] = int(settings.get("max_tokens") or 0) or None
     seed = str(settings.get("seed") or "").strip()
     if seed and not seed.isdecimal():
-        raise BadRequest(f"The seed is {seed!r}; it must be a whole number from 0 to {2**32 - 1}, or empty.")
+        raise BadRequest(
+            "The seed is {seed}; it must be a whole number from 0 to {most}, or empty.", seed=repr(seed), most=2**32 - 1
+        )
     settings["seed"] = int(seed) if seed else None
     kept = {name: value for name, value in settings.items() if value != getattr(recommended, name, None)}
     return {"system": form["system"] or "", "settings": kept}
@@ -219,7 +222,8 @@ def _said(callback: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return callback(*values)
         except ChatError as exc:
-            gr.Warning(str(exc), duration=8, title="")
+            asked = next(value for value in values if isinstance(value, gr.Request))
+            gr.Warning(told(exc, asked.headers.get("accept-language")), duration=8, title="")
             return gr.skip()
 
     return guarded

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import mimetypes
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,6 +29,7 @@ from chat.engine import BadRequest, ChatError
 from chat.models import Models
 from chat.session import Session, Turn, View
 from chat.ui import dialogs, transcript
+from chat.ui.errors import told
 from chat.ui.guard import VISITOR, Mode, user_of
 from chat.ui.words import words
 
@@ -35,9 +37,14 @@ HOLD_S = 20.0  # a question waits at most so long for news
 LOOK_S = 0.04  # and looks so often
 BODY = 8_000_000  # bytes
 IDLE_S = 6 * 3600  # how long a Space remembers a visitor's chats
-SHAPE = {"chat": str, "node": int, "language": str, "query": str, "name": str, "number": int, "text": (str, int), "have": dict}
+SHAPE = {
+    **dict.fromkeys(("chat", "language", "query", "name", "do"), str),
+    **dict.fromkeys(("node", "number", "tip"), int),
+    **{"text": (str, int), "have": dict},
+}
 KEPT = 1000  # drawn turns
 HERE = Path(__file__).parent
+OURS = re.compile(r"[a-z]+\.(js|css)")
 
 
 class Page:
@@ -62,6 +69,7 @@ class Page:
             Route("/chat/weigh", self._asked(self.weigh), methods=["POST"]),
             Route("/chat/receipt", self._asked(self.receipt), methods=["POST"]),
             Route("/chat/replay", self._asked(self.replay), methods=["POST"]),
+            Route("/chat/summary", self._asked(self.summary), methods=["POST"]),
             Route("/chat/anew", self._asked(self.anew), methods=["POST"]),
             Route("/chat/import", self._asked(self.bring_in), methods=["POST"]),
             Route("/chat/export", self.export),
@@ -84,7 +92,7 @@ class Page:
                 return JSONResponse({"error": "The program has ended: start it again."}, 503)
             try:
                 if int(request.headers.get("content-length") or BODY + 1) > BODY:
-                    raise BadRequest(f"This is more than {BODY // 1_000_000} MB: send less at once.")
+                    raise BadRequest("This is more than {most} MB: send less at once.", most=BODY // 1_000_000)
                 session = self.chats.of(self.owner(request.cookies, user_of(request)))
                 self.asking(request)
                 if self.mode == "space":
@@ -94,7 +102,7 @@ class Page:
                     raise TypeError("a value of the wrong kind")
                 return JSONResponse(await answer(session, asked))
             except ChatError as exc:
-                return JSONResponse({"error": str(exc)}, 400)
+                return JSONResponse({"error": told(exc, request.headers.get("accept-language"))}, 400)
             except (KeyError, TypeError, ValueError) as exc:
                 return JSONResponse({"error": f"The page sent something unexpected ({exc!r}): reload it."}, 400)
 
@@ -102,7 +110,7 @@ class Page:
 
     async def file(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in ("page.css", "page.js"):
+        if not OURS.fullmatch(name) or not (HERE / name).is_file():
             return PlainTextResponse("Not found.", 404)
         return Response(
             (HERE / name).read_bytes(), media_type=mimetypes.guess_type(name)[0], headers={"cache-control": "no-cache"}
@@ -242,8 +250,31 @@ class Page:
         return {"html": dialogs.replay_html(found, words(asked["language"]))}
 
     async def anew(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
-        made, outline = await run_in_threadpool(session.begin_anew, asked["chat"])
-        return {"chat": made.id, "draft": words(asked["language"])["so_far"] + "\n" + outline + "\n\n"}
+        """A new conversation, and what is put into its box: `text` about the old one, and the question that has no answer."""
+        made, pending = await run_in_threadpool(session.begin_anew, asked["chat"])
+        say = words(asked["language"])
+        head = say["so_far_summary" if asked["summarised"] else "so_far"]
+        return {"chat": made.id, "draft": f"{head}\n{asked['text'].strip()}\n\n", "pending": pending}
+
+    async def summary(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
+        """The model's summary of a conversation: begun, looked at while it grows under a `name` of its own, and let go."""
+        say = words(asked["language"])
+        if asked["do"] == "begin":
+            outline = await run_in_threadpool(session.outline, asked["chat"])
+            try:
+                answer, known = await run_in_threadpool(session.summarise, asked["chat"], say["summary_ask"])
+            except ChatError as exc:
+                return {"outline": outline, "why": told(exc, say["language"])}
+            return {"outline": outline, "name": answer.node.conversation, "number": known}
+        if asked["do"] == "stop":
+            return await run_in_threadpool(session.stop, asked["name"]) or {}
+        if asked["do"] == "drop":
+            return await run_in_threadpool(session.delete, asked["name"]) or {}
+        answer = self.chats.answer(asked["name"]) if _exists(session, asked["name"]) else None
+        if answer:
+            answer.watched_at = time.monotonic()
+        view = await run_in_threadpool(session.view, asked["name"])
+        return dialogs.summary(answer, view.turns[-1].node, asked["number"], say)
 
     async def bring_in(self, session: Session, asked: dict[str, Any]) -> dict[str, Any]:
         made = await run_in_threadpool(session.bring_in, asked["text"])
@@ -256,7 +287,7 @@ class Page:
             name, form = request.query_params.get("chat", ""), request.query_params.get("form", "json")
             text = await run_in_threadpool(session.export, form, name)
         except ChatError as exc:
-            return PlainTextResponse(str(exc), 400)
+            return PlainTextResponse(told(exc, request.headers.get("accept-language")), 400)
         ending = {"markdown": "md"}.get(form, form)
         headers = {"content-disposition": f'attachment; filename="chat.{ending}"', "cache-control": "no-store"}
         return Response(text, media_type="application/octet-stream", headers=headers)
@@ -276,14 +307,16 @@ class Page:
             "unpin": lambda: session.pin(chat, False),
             "delete": lambda: session.delete(chat),
             "restore": lambda: session.restore(chat),
+            "remove": lambda: session.remove(chat, node),
+            "put_back": lambda: session.put_back(chat, float(asked["when"]), asked["tip"]),
             "detach": lambda: session.detach(chat, asked["number"]),
             "allow_drop": lambda: session.allow_drop(chat),
             "drop_oldest": lambda: (session.allow_drop(chat), session.regenerate(chat, node)),
         }
         if asked["do"] not in deeds:
             raise BadRequest("The page asked for something this program cannot do: reload it.")
-        await run_in_threadpool(deeds[asked["do"]])
-        return {}
+        made = await run_in_threadpool(deeds[asked["do"]])
+        return made if isinstance(made, dict) else {}
 
 
 def _exists(session: Session, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from chat.answer import Answer, ModelState
 from chat.session import Turn, View
 from chat.store import Found, Node
+from chat.ui.errors import say
 from chat.ui.render import Growing, markdown
 
 Words = dict[str, str]
@@ -53,7 +54,9 @@ def _note(node: Node, words: Words) -> str:
     left_out = words["left_out"].format(dropped=dropped) if dropped else ""
     if node.state == "stopped" and node.note:  # not by the person
         why.pop("stopped")
-    sentence = " ".join(filter(None, [why.get(node.state, ""), node.note, left_out]))
+    error = node.receipt.get("error")
+    note = say(error["text"], error["fields"], words["language"]) if error else node.note
+    sentence = " ".join(filter(None, [why.get(node.state, ""), note, left_out]))
     if not sentence:
         return ""
     more = (
@@ -77,8 +80,10 @@ def _foot(turn: Turn, words: Words) -> str:
             f"<span>{turn.place}/{turn.versions}</span>"
             f"{_button('later', words, words['later_version'], turn.place < turn.versions)}</span>"
         )
-    does = ("copy", "edit") if turn.node.role == "user" else ("copy", "regenerate", "edit", "receipt")
-    return f"<footer>{arrows}{''.join(_button(do, words) for do in does)}</footer>"
+    mine = turn.node.role == "user"
+    does = ("copy", "edit", "remove") if mine else ("copy", "regenerate", "edit", "receipt", "remove")
+    labels = {"remove": words["take_back" if mine else "delete"]}
+    return f"<footer>{arrows}{''.join(_button(do, words, labels.get(do, '')) for do in does)}</footer>"
 
 
 def _button(do: str, words: Words, label: str = "", enabled: bool = True) -> str:

@@ -1,6 +1,6 @@
-"""What the page costs: server CPU per token, sixteen people at once, long chats, search, kills.
+"""What the page costs: server CPU per token, sixteen people at once, long chats, search. (Kills: tests/killing.py.)
 
-python tests/benchmarks/bench_page.py [--seconds 20] [--kills 200] [--no-browser]
+python tests/benchmarks/bench_page.py [--seconds 20] [--no-browser]
 Prints one line per row. The server runs in a process of its own and reports its CPU time (user and system, all threads,
 the scripted engine included); the clients ask as `chat/ui/page.js` does.
 """
@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -210,49 +209,6 @@ def searching(folder: Path) -> None:
     store.close()
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from chat.store import Node, Store
-store = Store(Path(sys.argv[1]))
-chats = store.conversations("ann")
-chat = chats[0].conversation if chats else store.create("ann")
-tip = chat.tip
-number = len(store.tree(chat.id)) // 2
-while True:
-    asked, begun = Node(0, "", tip, "user", f"q{number}"), Node(0, "", None, "assistant", "", state="writing")
-    question, answer = store.add(chat.id, [asked, begun])
-    for part in range(1, 4):
-        store.write(answer.id, "half " * part, "")
-    store.finish(answer.id, f"a{number}", "", "whole")
-    tip = answer.id
-    print(answer.id, flush=True)
-    number += 1
-"""
-
-
-def kills(folder: Path, times: int) -> None:
-    from chat.store import Store
-
-    path, finished, rng, begun = folder / "kills.sqlite3", set(), random.Random(0), time.perf_counter()
-    for _ in range(times):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2])], stdout=subprocess.PIPE, text=True
-        )
-        finished.add(int(process.stdout.readline()))
-        time.sleep(rng.random() * 0.05)
-        process.kill()
-        finished |= {int(line) for line in process.communicate()[0].split() if line.isdecimal()}
-    store = Store(path)
-    kept = {node.id for node in store.tree(store.conversations("ann")[0].conversation.id) if node.state == "whole"}
-    print(
-        f"{times} x kill -9 while writing: {len(finished)} finished answers, {len(finished - kept)} lost, "
-        f"the file opens ({time.perf_counter() - begun:.0f} s)"
-    )
-    store.close()
-
-
 def browser(server: Server, seconds: float) -> None:
     """Updates on the screen and long tasks, in chromium, with 300 messages."""
     chromium = shutil.which("chromium")
@@ -309,7 +265,6 @@ def browser(server: Server, seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--no-browser", action="store_true")
     options = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
@@ -323,8 +278,6 @@ def main() -> None:
             browser(server, options.seconds)
         server.close()
         searching(Path(folder))
-        if options.kills:
-            kills(Path(folder), options.kills)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from chat.answer import ModelState
 from chat.chats import Chats
-from chat.models import Offer
+from chat.models import Offer, Speed
 from chat.scripted import ScriptedEngine
 from chat.store import Store
 from chat.ui.environment import quiet
@@ -40,6 +40,9 @@ class Shelf:
     """Models that only say what was asked of them."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self):
         self.asked = []
         self.states = {"guide": "open", "big": "absent"}
 
@@ -47,7 +50,9 @@ class Shelf:
         states, progress = self.states, 0.4 if self.states["big"] == "fetching" else None
         return [
             Offer("guide", "Guide", "8 MB · Q8_0", state=states["guide"]),
-            Offer("big", "Qwen3-4B-GKD-Tulu", "2.5 GB · Q4_K_M", "needs 4.2 GB", state=states["big"], progress=progress),
+            Offer(
+                "big", "Qwen3-4B-GKD-Tulu", "2.5 GB · Q4_K_M", 4_200_000_000, 8192, Speed(39.2, 13.9), states["big"], progress
+            ),
         ]
 
     def open(self, name):
@@ -70,7 +75,7 @@ class Served:
         self.engine = None
         self.waiting = ModelState("Reading the model")
         self.problems, self.requested = [], []
-        self._tabs = []
+        self._windows = {}  # by what the browser says of itself
         self.models = Shelf()
         self.start()
 
@@ -92,12 +97,14 @@ class Served:
         return self.engine
 
     def open(self, *, width=1280, height=850, scheme="light", context=None, language="en-US"):
-        context = context or self._chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, locale=language
-        )
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        """A new tab, in the window that all tests with this look share: it has the page in its cache."""
+        look = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "locale": language}
+        name = (width, height, scheme, language)
+        if context is None:
+            context = self._windows.get(name) or self._chromium.new_context(**look)
+            self._windows[name] = context
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
         tab = context.new_page()
-        self._tabs.append(context)
         tab.set_default_timeout(30_000)
         tab.on("pageerror", lambda error: self.problems.append(str(error)))
         tab.on("console", lambda said: said.type == "error" and REFUSED not in said.text and self.problems.append(said.text))
@@ -107,9 +114,13 @@ class Served:
         return tab
 
     def clear(self):
-        for context in self._tabs:
-            context.close()
-        self._tabs, self.problems, self.requested, self.engine = [], [], [], None
+        for context in self._windows.values():
+            for number, tab in enumerate(context.pages):
+                if number == 0:
+                    tab.evaluate("localStorage.clear()")
+                tab.close()
+        self.problems, self.requested, self.engine = [], [], None
+        self.models.forget()
         person = self.chats.of("local")
         for found in person.conversations():
             person.delete(found.conversation.id)

@@ -392,9 +392,12 @@ def test_the_ledger_says_before_sending_what_will_not_fit(house):
     ledger = home.ann.weigh(chat.id, "more " * 30, rows=True)
     assert (ledger.size, ledger.reserve, ledger.fits) == (100, 25, False)
     assert ledger.needed == home.engine.count([row.message for row in ledger.rows])
+    generation = home.engine.count([row.message for row in ledger.rows]) - sum(row.tokens for row in ledger.rows)
+    assert 0 < generation < 10, "all but the generation prompt is somebody's"
     assert [row.dropped for row in ledger.rows] == [False] + [True] * 8 + [False]
     assert (ledger.dropped, home.ann.weigh(chat.id, "more " * 30).dropped) == (8, 8)
-    assert ledger.rows[-1].tokens == 30 and home.ann.weigh(home.ann.create().id) is None
+    assert 30 < ledger.rows[-1].tokens < 36, "with what the template puts around it"
+    assert home.ann.weigh(home.ann.create().id) is None
 
 
 def test_a_refused_conversation_can_go_on_without_its_oldest_turns(house):
@@ -423,11 +426,73 @@ def test_own_presets_stand_beside_ours(house):
 
 
 def test_a_new_chat_can_begin_with_an_outline_of_the_old(house):
-    home = house(*["ok"] * 9)
-    chat, _ = long_chat(home, temperature=0.5)
-    new, draft = home.ann.begin_anew(chat.id)
+    home = house(*["ok"] * 9, context_size=100)
+    chat, last = long_chat(home, temperature=0.5)
+    assert last.state == "failed"
+    assert home.ann.outline(chat.id).startswith("- question 0 word") and home.ann.outline(chat.id).count("\n") == 3
+    new, pending = home.ann.begin_anew(chat.id)
     assert (new.system, new.settings) == ("Be kind.", {"temperature": 0.5})
-    assert draft.startswith("- question 0 word") and draft.count("\n") == 3
+    assert pending.startswith("question 3"), "the question that did not fit goes along"
+
+
+def test_the_model_summarises_what_fits_and_says_how_much_that_was(house):
+    home = house(*["ok"] * 2, "In short: words.", context_size=100)
+    chat, _ = long_chat(home)
+    answer, known = home.ann.summarise(chat.id, "Sum up what we said.")
+    assert answer.wait(5) and answer.state == "whole" and answer.content == "In short: words."
+    asked = home.engine.asked[-1]
+    assert asked[0].content == "Be kind." and asked[-1] == Message("user", "Sum up what we said.")
+    assert known == 4 and answer.dropped == known - len(asked[1:-1]) > 0
+    assert asked[-3:-1] == [Message("user", asked[-3].content), Message("assistant", "ok")], "the latest, with their answers"
+    hidden = answer.node.conversation
+    assert hidden.startswith("temporary-") and [one.conversation.id for one in home.ann.conversations()] == [chat.id]
+    home.ann.delete(hidden)
+    assert len(home.ann.view(chat.id).turns) == 8, "the conversation is as it was"
+
+
+def test_there_is_nothing_to_summarise_without_an_answer(house):
+    home = house()
+    chat = home.ann.create(system="Be kind.")
+    with pytest.raises(BadRequest, match="nothing to summarise"):
+        home.ann.summarise(chat.id, "Sum up.")
+
+
+def test_a_deleted_message_takes_what_follows_along_and_comes_back(house):
+    home = house("one", "two", "three")
+    ann = home.ann
+    chat = ann.create()
+    ann.send(chat.id, "A").wait(5)
+    first = ann.view(chat.id).turns
+    ann.send(chat.id, "B", after=first[-1].node.id).wait(5)
+    before = ann.view(chat.id).turns
+    undo = ann.remove(chat.id, before[2].node.id)
+    assert [turn.node.content for turn in ann.view(chat.id).turns] == ["A", "one"]
+    assert ann.conversations("two") == [] and '"two"' not in ann.export("json", chat.id)
+    ann.put_back(chat.id, **undo)
+    assert ann.view(chat.id).turns == before and len(ann.conversations("two")) == 1
+
+
+def test_another_version_stands_in_for_a_deleted_one(house):
+    home = house("one", "two", "three")
+    ann = home.ann
+    chat = ann.create()
+    ann.send(chat.id, "A").wait(5)
+    ann.regenerate(chat.id, ann.view(chat.id).turns[-1].node.id).wait(5)
+    ann.remove(chat.id, ann.view(chat.id).turns[-1].node.id)
+    last = ann.view(chat.id).turns[-1]
+    assert (last.node.content, last.place, last.versions) == ("one", 1, 1)
+
+
+def test_deleting_the_first_message_takes_the_conversation_from_the_list_until_undone(house):
+    home = house("one")
+    chat = home.ann.create()
+    home.ann.send(chat.id, "A").wait(5)
+    undo = home.ann.remove(chat.id, home.ann.view(chat.id).turns[0].node.id)
+    assert home.ann.conversations() == [] and home.ann.view(chat.id).turns == ()
+    home.ann.put_back(chat.id, **undo)
+    assert len(home.ann.conversations()) == 1
+    with pytest.raises(BadRequest, match="not in this conversation"):
+        home.ann.put_back(chat.id, when=undo["when"], tip=9999)
 
 
 def test_a_receipt_says_how_an_answer_came_to_be(house, tmp_path):

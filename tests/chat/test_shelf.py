@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.engine import BadRequest, Message, ModelUnusable, Sampling
+from chat.engine import BadRequest, Message, ModelUnusable, Sampling, Stats
+from chat.models import Speed
 from chat.shelf import Shelf
 from chat.source import FLAGSHIP, Choice, converted
 from tests.hub import Hub
@@ -65,7 +66,11 @@ def test_another_model_is_opened_and_the_offers_say_which(two: Choice) -> None:
             time.sleep(0.01)
         offers = {o.name: o for o in shelf.offers()}
         assert (offers["a.gguf"].state, offers["b.gguf"].state) == ("ready", "open")
-        assert "MB of memory" in offers["b.gguf"].memory
+        assert offers["b.gguf"].memory > 200e6 and offers["b.gguf"].context >= 256
+        assert offers["a.gguf"].speed == Speed()
+        shelf.learn(shelf.state()[1], Stats(100, 0, 50, 0.1, 40.0, 14.0, 1))
+        speeds = {o.name: o.speed for o in shelf.offers()}
+        assert speeds["b.gguf"] == speeds["a.gguf"] == Speed(40.0, 14.0), "the same bytes are the same model"
 
 
 def test_an_answer_that_runs_is_finished_by_the_model_it_began_with(two: Choice) -> None:

@@ -1,0 +1,104 @@
+// The list of conversations: open, search, rename, pin, delete.
+
+import { focusBox, place } from "./composer.js";
+import { find, press, swap, toast } from "./screen.js";
+import { act, now, say } from "./server.js";
+import { clear } from "./transcript.js";
+
+export function fresh(temporary = false) {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return (temporary ? "temporary-" : "") + [...bytes].map((one) => one.toString(16).padStart(2, "0")).join("");
+}
+
+export function open(name) {
+  if (name !== now.chat) {
+    now.chat = name;
+    sessionStorage.setItem("chat", name);
+    now.have = { list: now.have.list, model: now.have.model };
+    clear();
+    swap(find("#files .weight"), "");
+    document.body.classList.toggle("temporary", name.startsWith("temporary-"));
+    place();
+    mark();
+    press("#opened");
+    now.wake();
+  }
+  if (matchMedia("(max-width: 768px)").matches) closeSidebars();
+  focusBox();
+}
+
+function closeSidebars() {
+  for (const bar of document.querySelectorAll(".sidebar.open")) find(".toggle-button", bar)?.click();
+}
+
+export function showList(list) {
+  if (find("#list .rows input")) return; // a title is being typed: the next news will do
+  swap(find("#list .rows"), list);
+  mark();
+}
+
+function mark() {
+  for (const row of document.querySelectorAll("#list .chat")) {
+    row.classList.toggle("current", row.dataset.chat === now.chat);
+    find(".open", row)?.toggleAttribute("aria-current", row.dataset.chat === now.chat);
+  }
+}
+
+export function search() {
+  const bar = find("#chats");
+  if (!bar.classList.contains("open")) press("#chats .toggle-button");
+  find("#list input").focus();
+  find("#list input").select();
+}
+
+function rename(row) {
+  const button = find(".open", row);
+  const field = document.createElement("input");
+  field.value = button.firstChild.textContent;
+  field.setAttribute("aria-label", say.rename);
+  button.replaceWith(field);
+  field.select();
+  let ended = false;
+  const end = async (keep) => {
+    if (ended) return;
+    ended = true;
+    field.replaceWith(button);
+    if (keep && field.value.trim() && field.value !== button.firstChild.textContent) {
+      await act("rename", { chat: row.dataset.chat, text: field.value });
+    }
+  };
+  field.onblur = () => end(true);
+  field.onkeydown = (event) => {
+    if (event.isComposing) return;
+    if (event.key === "Enter") end(true);
+    if (event.key === "Escape") end(false, event.stopPropagation());
+  };
+}
+
+async function remove(row) {
+  const name = row.dataset.chat;
+  const title = find(".open", row).firstChild.textContent;
+  if (!(await act("delete", { chat: name }))) return;
+  if (name === now.chat) open(fresh());
+  toast(say.deleted.replace("{title}", title), "", say.undo, () => act("restore", { chat: name }));
+}
+
+const named = (button) => ({ chat: button.closest(".chat").dataset.chat });
+
+export const deeds = {
+  open: (button) => open(named(button).chat),
+  new: () => open(fresh()),
+  "new-temporary": () => open(fresh(true)),
+  chats: () => press("#chats .toggle-button"),
+  pin: (button) => act("pin", named(button)),
+  unpin: (button) => act("unpin", named(button)),
+  rename: (button) => rename(button.closest(".chat")),
+  delete: (button) => remove(button.closest(".chat")),
+};
+
+export function beginChats() {
+  find("#list input").addEventListener("input", (event) => {
+    now.query = event.target.value;
+    now.wake();
+  });
+}
