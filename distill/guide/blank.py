@@ -35,11 +35,20 @@ SIZES = {
 }
 
 
-def learn_tokenizer(texts: Iterable[str], vocabulary: int):
-    """A `tokenizers.Tokenizer` with at most `vocabulary` entries, special tokens included."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def with_marks(built):
+    """The tokenizer with Qwen3's special tokens at the end of its ids."""
+    from tokenizers import AddedToken
 
-    built = Tokenizer(models.BPE())
+    built.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    built.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED])
+    return built
+
+
+def cutter(model):
+    """A `tokenizers.Tokenizer` around a BPE `model` that cuts text as Qwen2 does."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+    built = Tokenizer(model)
     built.normalizer = normalizers.NFC()
     built.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -48,6 +57,14 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int):
         ]
     )
     built.decoder = decoders.ByteLevel()
+    return built
+
+
+def learn_tokenizer(texts: Iterable[str], vocabulary: int):
+    """A `tokenizers.Tokenizer` with at most `vocabulary` entries, special tokens included."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    built = cutter(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(SPECIAL) - len(PLAIN_ADDED),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -55,9 +72,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int):
         min_frequency=2,
     )
     built.train_from_iterator(texts, trainer)
-    built.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-    built.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED])
-    return built
+    return with_marks(built)
 
 
 def write_tokenizer(built, directory: Path, context: int) -> None:

@@ -65,11 +65,9 @@ def ordered(kind: str, rng: random.Random, words: Mapping) -> Turn:
 
 
 def dialogue(rng: random.Random, words: Mapping) -> list[Turn]:
-    """One question, sometimes with another of the same kind after it."""
+    """One question, sometimes with others of the same kind after it."""
     kind = rng.choice(KINDS)
+    count = rng.choice((1, 1, 2, 3))
     if kind in ORDERS:
-        return [ordered(kind, rng, words)]
-    turns = [looked_up(kind, rng, words, again=False)]
-    if rng.random() < 0.3:
-        turns.append(looked_up(kind, rng, words, again=rng.random() < 0.6))
-    return turns
+        return [ordered(kind, rng, words) for _ in range(count)]
+    return [looked_up(kind, rng, words, again=i > 0 and rng.random() < 0.5) for i in range(count)]

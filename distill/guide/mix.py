@@ -21,11 +21,11 @@ TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 SHARES = {
     "guide": 33,
     "small talk": 15,
-    "outside": 21,
-    "written": 6,
+    "outside": 23,
+    "written": 5,
     "sums": 7,
     "facts": 7,
-    "remembered": 5,
+    "remembered": 6,
     "not told": 0.4,
     "story": 2.4,
     "joke": 2.4,
@@ -33,6 +33,7 @@ SHARES = {
 }
 CHAINED = 0.18  # of the dialogues go on with another one
 LONGEST = 5  # turns
+EVENNESS = 0.6  # power of the topics' weights: what is seldom asked must be learned too
 LESSONS = 0.04  # of the first stage's texts are words to repeat, nothing else
 THINKING = {"sums": 0.6}  # share of dialogues with thoughts; of the others:
 THINKING_ELSE = 0.2
@@ -93,7 +94,7 @@ def dialogue(kind: str, rng: random.Random, material: Material) -> list[Turn]:
     """One dialogue of a kind named in SHARES."""
     if kind in material.topics:
         among = material.topics[kind]
-        chosen = rng.choices(among, [one.weight for one in among])[0]
+        chosen = rng.choices(among, [one.weight**EVENNESS for one in among])[0]
         return chosen.dialogue(rng, material.words["slots"], material.words["rephrase"])
     if kind == "written":
         return other_words(rng.choice(material.written), rng, material.words["rephrase"])

@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "topics"
 
 NONE: Mapping = {}
 REPHRASED = 0.6  # of the other questions are put in other words
-WIDER = 0.5  # of the drawn questions, where a topic has wider wording
+WIDER = 0.6  # of the drawn questions, where a topic has wider wording
 PLAIN = 0.15  # of the questions are drawn from first choices only: what most people type must not be rare
 
 
