@@ -74,7 +74,7 @@ def run(settings: Settings, choice: Choice) -> None:
     from chat.ui.environment import quiet
 
     quiet(choice.data_dir, offline=choice.offline)
-    if choice.backend != "scripted":
+    if choice.backend not in ("scripted", "remote"):
         locate(choice)  # a wrong path is said at once, in the terminal, not on a page that opens for nothing
     shelf = Shelf(choice, lambda line: print(line, flush=True))
     shelf.start(here=choice.backend == "zerogpu")

@@ -278,6 +278,7 @@ def _described(engine: Engine) -> dict[str, Any]:
         "owned_by": OWNER,
         "max_model_len": engine.context_size,
         "thinks": about.thinks,
+        "sampling": {name: getattr(about.sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")},
         "template": about.template,
     }
 

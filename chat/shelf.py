@@ -39,7 +39,8 @@ class Shelf:
     """
 
     def __init__(self, choice: Choice, tell: Callable[[str], None] = lambda line: None) -> None:
-        self._choice, self._tell = choice, tell
+        self._first, self._tell = choice, tell
+        self._choice = replace(choice, backend="auto", url=None) if choice.backend == "remote" else choice
         self._state: State = ("Looking for the model", None, None)
         self._file: Path | str = ""
         self._told = ""
@@ -54,9 +55,9 @@ class Shelf:
     def start(self, *, here: bool = False) -> None:
         """With `here` in this thread: where it returns, the model is open or never will be."""
         if here:
-            self._open(self._choice)
+            self._open(self._first)
         else:
-            self._begin(self._choice)
+            self._begin(self._first)
 
     def watch(self, busy: Callable[[Engine], bool]) -> None:
         self._busy = busy
@@ -100,6 +101,9 @@ class Shelf:
         return found
 
     def open(self, name: str) -> None:
+        if name == "remote" and self._first.url is not None:
+            self._begin(self._first)
+            return
         path = self._path(name)
         backend = "auto" if isinstance(path, Path) else self._choice.backend  # a .gguf is llama.cpp's whatever was asked for
         self._begin(replace(self._choice, model=str(path), backend=backend))
@@ -137,7 +141,7 @@ class Shelf:
             if before:
                 self._state = ("Closing the model before", None, None)
                 before.close()
-            for attempt in (choice, replace(choice, model=str(last))) if last else (choice,):
+            for attempt in (choice, replace(self._choice if choice.url else choice, model=str(last))) if last else (choice,):
                 try:
                     engine = open_engine(attempt, self._report)
                 except Exception as exc:  # noqa: BLE001 the edge: the page must say what happened instead of waiting

@@ -11,10 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chat.address import Address
 from chat.engine import BackendUnavailable, BadRequest, ChatError, Engine, ModelUnusable
 from chat.hub import cached, cached_file
 from chat.space import lends_gpus
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 FLAGSHIP = "burtenshaw/Qwen3-4B-GKD-Tulu"
 BUNDLED = Path(__file__).parent / "bundled" / "guide.gguf"
-BACKENDS = ("auto", "cuda", "llama.cpp", "zerogpu", "scripted")
+BACKENDS = ("auto", "cuda", "llama.cpp", "zerogpu", "remote", "scripted")
 Report = Callable[[str, float | None], None]  # what is being done, and how far it is from 0 to 1 if that is known
 HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+:[\w.-]+\.gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -42,6 +43,8 @@ class Choice:
     snapshots: float = 4.0  # GB of disk for the KV cache of earlier conversations; 0 is off
     offline: bool = False
     data_dir: Path = Path()
+    url: str | None = None  # where another server is, for the remote backend
+    key: str = field(default="", repr=False)  # and its key, from the environment alone
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -50,6 +53,14 @@ class Choice:
             raise BadRequest(f"--context is {self.context}; it must be at least 256 tokens.")
         if self.kv not in ("f16", "q8_0", "f32"):
             raise BadRequest(f"--kv is {self.kv!r}; it must be f16, q8_0 or f32.")
+        if (self.backend == "remote") is not (self.url is not None):
+            raise BadRequest(
+                "--backend remote and --url go together: say both, such as --backend remote --url http://host:8000/v1."
+            )
+        if self.url is not None and not Address.parse(self.url).loopback and self.offline:
+            raise BadRequest(
+                "The app is offline (--offline or HF_HUB_OFFLINE) and --url is another machine: leave one of both."
+            )
 
 
 def open_engine(choice: Choice, report: Report = lambda text, fraction: None) -> Engine:
@@ -58,6 +69,8 @@ def open_engine(choice: Choice, report: Report = lambda text, fraction: None) ->
         from chat.scripted import ScriptedEngine
 
         return ScriptedEngine(write_tps=30.0)
+    if choice.backend == "remote":
+        return open_remote(choice, report)
     found = locate(choice)
     if choice.backend == "zerogpu":
         return open_zerogpu(found, choice, report)
@@ -197,6 +210,18 @@ def processor() -> list[str]:
         'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON".'
     )
     return [info.strip(), *([advice] if slow else [])]
+
+
+def open_remote(choice: Choice, report: Report) -> Engine:
+    try:
+        from chat import remote
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("openai", "httpx2"):
+            raise
+        raise BackendUnavailable("Another server needs the package openai: pip install -r requirements-cpu.txt.") from exc
+    return remote.open_remote(
+        Address.parse(choice.url or ""), key=choice.key, model=choice.model, context=choice.context, report=report
+    )
 
 
 def open_gguf(found: Path, choice: Choice, report: Report) -> Engine:

@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("chat", "convert", "distill")
-HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_cpp", "gguf", "datasets"}
+HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "gradio", "llama_cpp", "gguf", "datasets", "openai"}
 ENGINES = {
     "scripted": {"scripted"},
     "gguf": {"gguf", "llama", "sampler", "grammar", "scheduler", "snapshots", "cache"},
     "cuda": {"cuda", "batching", "gumbel", "fit"},
     "zerogpu": {"zerogpu"},
+    "remote": {"remote", "line", "events", "dialect"},
 }
 # What no engine may know.
 OUTER = {"session", "store", "ui", "source", "flags", "answer", "shelf", "speeds", "models", "chats", "api", "completions", "space", "deploy", "bundle"}
