@@ -99,11 +99,12 @@ def conversation(engine: Engine, turns: int, read_tps: float) -> tuple[dict[str,
 
 
 def typed(engine: Engine, messages: list[Message], words: int, wpm: float) -> float:
-    """Seconds from Enter to the first token of a question that was typed at `wpm` words a minute."""
+    """Seconds from Enter, a key like any other, to the first token of a question that was typed at `wpm` words a minute."""
     question = text(words, 7).split()
     for count in range(1, words + 1):
         time.sleep(60 / wpm)
         engine.prefill([*messages, Message("user", " ".join(question[:count]))], conversation="bench")
+    time.sleep(60 / wpm / 6)
     _, last = answer(engine, [*messages, Message("user", " ".join(question))], 4, "bench")
     assert last.stats is not None
     return last.stats.first_token_s

@@ -43,6 +43,11 @@ class Cache:
         """Whether some sequence holds all of them, and perhaps more behind."""
         return any(common(slot.tokens, tokens) == len(tokens) for slot in self.slots)
 
+    def loses(self, tokens: Sequence[int], conversation: str | None) -> int:
+        """How many tokens the conversation's own sequence holds that `tokens` would push out."""
+        own = (slot for slot in self.slots if conversation is not None and slot.conversation == conversation)
+        return max((len(slot.tokens) - common(slot.tokens, tokens) for slot in own), default=0)
+
     def release(self, slot: Slot) -> None:
         slot.busy, slot.used = False, next(self._clock)
 

@@ -41,6 +41,7 @@ class GgufEngine:
         self._scheduler = Scheduler(model, context, parallel=min(PARALLEL, context.sequences), snapshots=snapshots)
         self._kept: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
+        self._thinking = Sampling().thinking  # as it was asked for last: how a prompt being typed is likely to end
         self._closed = False
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -50,6 +51,7 @@ class GgufEngine:
         return [len(self._ids(turn)) for turn in self._template.turns(messages)]
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
+        self._thinking = sampling.thinking
         pieces = self._template.pieces(messages, thinking=sampling.thinking)
         prompt = self._ids(pieces)
         room = self.context_size - len(prompt)
@@ -83,7 +85,11 @@ class GgufEngine:
             self._remember(messages, text, conversation)
 
     def prefill(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
-        self._scheduler.ahead(self._ids(self._template.settled(messages)), conversation)
+        """Read what further typing cannot change, and then, for the one who stops typing here, the whole prompt."""
+        guess: list[int] = []
+        if messages[-1].role == "user" and messages[-1].content.strip():
+            guess = self._ids(self._template.pieces(messages, thinking=self._thinking))
+        self._scheduler.ahead(self._ids(self._template.settled(messages)), conversation, guess)
 
     def forget(self, conversation: str) -> None:
         self._scheduler.forget(conversation)

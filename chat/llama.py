@@ -250,8 +250,8 @@ class Context:
 
     `size` tokens are shared by `sequences` sequences. A batch has at most `batch` rows, and at most `sequences` with logits.
     Flash attention (`flash`; None: unless `kv` is f32) skips the cells of other conversations. Without it every token pays
-    for all that is cached: 4 B on two cores writes 13 % slower beside 512 idle tokens and 25 % beside 1,024. Its kernels for one
-    row and for many round differently, so that with f16 a near tie may fall either way in another batch; f32 without it
+    for all that is cached: 4 B on two cores writes 13 % slower beside 512 idle tokens, 25 % beside 1,024. Its kernels for
+    one row and for many round differently, so that with f16 a near tie may fall either way in another batch; f32 without it
     gives the same logits whatever else is in the batch (1e-6), which the tests for equal text use.
     """
 

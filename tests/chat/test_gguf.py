@@ -105,7 +105,42 @@ def test_typing_is_read_ahead(engine: GgufEngine) -> None:
     engine.prefill([Message("user", typed)], conversation="a")
     settle(engine)
     _, last = say(engine, [Message("user", typed)], conversation="a")
-    assert last.stats.reused == len(engine._ids(engine._template.settled([Message("user", typed)]))) > 40
+    assert last.stats.reused == last.stats.prompt - 1 > 40, "whoever stops typing waits for one token"
+
+
+def test_typing_on_costs_what_was_guessed_and_no_more(engine: GgufEngine) -> None:
+    typed = "Hello, how are you today? I would like to know what the capital of France is"
+    engine.prefill([Message("user", typed)], conversation="a")
+    settle(engine)
+    asked = [Message("user", typed + "land, please")]
+    text, last = say(engine, asked, conversation="a")
+    assert last.stats.reused >= len(engine._ids(engine._template.settled([Message("user", typed)]))) > 30
+    assert text == say(engine, asked)[0]
+
+
+def test_a_question_that_is_being_read_already_is_not_begun_anew(engine: GgufEngine, monkeypatch) -> None:
+    aborted = []
+    monkeypatch.setattr(engine._context, "abort", lambda: aborted.append(True))
+    decode, reading, go_on = engine._context.decode, threading.Event(), threading.Event()
+
+    def slow(rows):
+        reading.set()
+        assert go_on.wait(10)
+        return decode(rows)
+
+    monkeypatch.setattr(engine._context, "decode", slow)
+    engine.prefill([Message("user", "What is it that is read while it is typed?")], conversation="a")
+    assert reading.wait(10)
+    stream = engine.stream([Message("user", "What is it that is read while it is typed?")], GREEDY, conversation="a")
+    next(stream)
+    assert not aborted
+    other = engine.stream([Message("user", "Something else")], GREEDY, conversation="b")
+    next(other)
+    assert aborted == [True]
+    go_on.set()
+    *_, last = stream
+    assert last.stats.reused > 10
+    other.close()
 
 
 def test_taking_back_what_was_typed_loses_nothing_that_was_read(engine: GgufEngine) -> None:
