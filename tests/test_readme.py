@@ -43,7 +43,18 @@ def test_every_link_and_picture_in_the_readme_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["app.py", "-m chat", "-m chat bench", "-m convert", "-m distill", "-m distill init", "-m distill plan"]
+    "command",
+    [
+        "app.py",
+        "app.py deploy",
+        "app.py bundle",
+        "-m chat",
+        "-m chat bench",
+        "-m convert",
+        "-m distill",
+        "-m distill init",
+        "-m distill plan",
+    ],
 )
 def test_the_commands_of_the_readme_know_their_help(command: str) -> None:
     assert f"python {command}" in README.read_text(encoding="utf-8")
@@ -55,7 +66,7 @@ def test_the_flags_in_the_readme_exist() -> None:
     text = README.read_text(encoding="utf-8")
     helps = {
         program: subprocess.run([sys.executable, *program.split(), "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-        for program in ("app.py", "-m chat", "-m convert", "-m chat bench")
+        for program in ("app.py", "app.py deploy", "app.py bundle", "-m chat", "-m convert", "-m chat bench")
     }
     for line in re.findall(r"^python (.+)$", text, flags=re.MULTILINE):
         program = max((p for p in helps if line.startswith(p)), key=len, default=None)

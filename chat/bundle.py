@@ -1,0 +1,186 @@
+"""Everything for a machine without a network, in one folder: the app, its wheels for this platform, a model, a start script.
+
+`python app.py bundle DIR [--model FILE.gguf] [--wheels FOLDER] [--offline]`
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chat.deploy import FLAGS, app_files, pins, stale_in
+from chat.engine import BadRequest, ChatError
+
+NOTE = "bundle.json"
+LIST = "app/requirements.txt"
+LLAMA = "llama-cpp-python"
+
+# An environment is made where there is none for this list of packages, and whole only when the list lies in it.
+START_SH = """#!/bin/sh
+# Makes an environment in venv/ the first time, from wheels/ alone, and starts the app. Nothing is fetched.
+set -e
+cd "$(dirname "$0")"
+if ! cmp -s {list} venv/installed.txt; then
+  for python in "$PYTHON" python{version} python3 python; do
+    [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info[:2] != ({numbers}))' 2>/dev/null && break
+    python=
+  done
+  if [ -z "$python" ]; then
+    echo "These wheels are for Python {version}, which was not found: install it, or name it as PYTHON=... $0" >&2
+    exit 1
+  fi
+  rm -rf venv
+  "$python" -m venv venv
+  venv/bin/python -m pip install --no-index --find-links wheels --disable-pip-version-check --quiet -r {list}
+  cp {list} venv/installed.txt
+fi
+exec venv/bin/python app/app.py --offline{model} "$@"
+"""
+START_BAT = """@echo off
+rem Makes an environment in venv\\ the first time, from wheels\\ alone, and starts the app. Nothing is fetched.
+cd /d "%~dp0"
+fc /b {list} venv\\installed.txt >nul 2>&1 && goto start
+if "%PYTHON%"=="" set PYTHON=py -{version}
+%PYTHON% -c "import sys; sys.exit(sys.version_info[:2] != ({numbers}))" || (
+  echo These wheels are for Python {version}, which was not found: install it, or set PYTHON to it. & exit /b 1
+)
+if exist venv rmdir /s /q venv
+%PYTHON% -m venv venv || exit /b 1
+venv\\Scripts\\python -m pip install --no-index --find-links wheels --disable-pip-version-check --quiet -r {list} || exit /b 1
+copy /y {list} venv\\installed.txt >nul
+:start
+venv\\Scripts\\python app\\app.py --offline{model} %*
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be put where. Field names are the command line's flags."""
+
+    folder: Path
+    model: Path | None = None  # None: the bundled one alone
+    wheels: Path | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model is not None and (self.model.suffix != ".gguf" or not self.model.is_file()):
+            raise BadRequest(
+                f"--model is {self.model}; it must be a .gguf file that is here: `python -m convert MODEL OUT.gguf` makes one."
+            )
+        if self.wheels is not None and not self.wheels.is_dir():
+            raise BadRequest(f"--wheels is {self.wheels}, which is no folder: leave it out, or name one with .whl files.")
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())) and not _note(self.folder):
+            raise BadRequest(
+                f"{self.folder} is there already and was not written by this command: name an empty or a new folder."
+            )
+
+
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises ChatError."""
+    parser = ArgumentParser(
+        prog="python app.py bundle",
+        description=f"A folder to carry to a machine without a network, of this system ({sysconfig.get_platform()}) and with "
+        f"this Python ({_version()}). llama-cpp-python is built for any x86-64 with AVX2, which takes minutes and a compiler.",
+        argument_default=SUPPRESS,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new, empty, or one that this command wrote")
+    parser.add_argument("--model", type=Path, metavar="FILE.gguf", help="take this one along; default: the bundled one alone")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="look here for wheels first")
+    parser.add_argument("--offline", action="store_true", help="never connect anywhere: all wheels must be in --wheels")
+    given = vars(parser.parse_args(argv))
+    if environment.get("HF_HUB_OFFLINE") == "1":
+        given["offline"] = True
+    order = Order(**given)
+    lines = list(pins("requirements-cpu.txt").values())
+    pack(order, dict(app_files(bundled=True)), lines)
+    script = "start.bat" if sys.platform == "win32" else "start.sh"
+    print(f"Done: carry {order.folder} along, and run {script} in it.")
+
+
+def pack(order: Order, app: Mapping[str, bytes], lines: Sequence[str]) -> None:
+    """`app`: path -> content; `lines` of its requirements. Raises ChatError where a wheel cannot be had."""
+    folder = order.folder
+    (folder / "wheels").mkdir(parents=True, exist_ok=True)
+    _write(folder / NOTE, json.dumps({"files": _note(folder).get("files", ["bundle.json"])}))  # ours, should this be cut off
+    gather(order, lines)
+    files = {f"app/{name}": data for name, data in app.items()} | {LIST: "".join(f"{line}\n" for line in lines).encode()}
+    model = f"models/{order.model.name}" if order.model else ""
+    words = {"list": LIST, "version": _version(), "numbers": _version().replace(".", ", ")}
+    files["start.sh"] = START_SH.format(**words, model=f' --model "{model}"' if model else "").encode()
+    backwards = words | {"list": LIST.replace("/", "\\")}
+    bat = START_BAT.format(**backwards, model=' --model "{}"'.format(model.replace("/", "\\")) if model else "")
+    files["start.bat"] = bat.replace("\n", "\r\n").encode()
+    names = sorted([*files, NOTE, *([model] if model else [])])
+    for stale in stale_in(_note(folder), dict.fromkeys(names, b"")):
+        (folder / stale).unlink(missing_ok=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "start.sh").chmod(0o755)
+    if order.model:
+        (folder / "models").mkdir(exist_ok=True)
+        part = folder / f"{model}.part"
+        shutil.copyfile(order.model, part)
+        part.replace(folder / model)
+    _write(folder / NOTE, json.dumps({"files": names, "python": _version(), "system": sysconfig.get_platform()}, indent=1))
+
+
+def gather(order: Order, lines: Sequence[str]) -> None:
+    """All wheels that the lines need, into the folder.
+
+    llama-cpp-python by itself, past pip's cache, which may hold one that was built for this very CPU.
+    """
+    place = order.folder / "wheels"
+    common = ["--find-links", str(order.wheels.resolve())] if order.wheels else []
+    if order.offline:
+        common += ["--no-index"]
+    llama = [line for line in lines if line.startswith(LLAMA)]
+    others = [line for line in lines if line not in llama]
+    for line in llama:
+        version = line.rpartition("==")[2]
+        ready = sorted(order.wheels.glob(f"llama_cpp_python-{version}-*.whl")) if order.wheels else []
+        if ready:
+            shutil.copy(ready[0], place)
+        elif order.offline:
+            raise ChatError(
+                f"{line} would have to be downloaded and built, and this is offline: put its wheel into a folder and name "
+                "that with --wheels."
+            )
+        else:
+            flags = FLAGS if platform.machine() in ("x86_64", "AMD64") else FLAGS[:1]
+            settings = [f"--config-settings=cmake.define.{flag}" for flag in flags]
+            _pip([line, "--no-deps", "--no-cache-dir", "--no-binary", LLAMA, *settings, *common], place)
+    # With the wheels that are there already: llama-cpp-python's own needs are found through it.
+    _pip([*others, *llama, "--find-links", str(place), "--prefer-binary", *common], place)
+
+
+def _pip(arguments: Sequence[str], place: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--quiet", "-w", str(place), *arguments]
+    ran = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if ran.returncode:
+        said = [line for line in ran.stderr.splitlines() if line.startswith("ERROR")] or ran.stderr.splitlines() or ["nothing"]
+        raise ChatError(
+            f"pip could not get the wheels ({said[-1].removeprefix('ERROR: ')}): see its output, then run it again."
+        )
+
+
+def _version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _note(folder: Path) -> dict[str, object]:
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) and "files" in note else {}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
