@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.task import Score
+
 SIZE = 7
 MOVES = {"U": (0, -1), "D": (0, 1), "L": (-1, 0), "R": (1, 0)}
 TEMPLATE = (
@@ -99,15 +101,15 @@ def write_tasks(
     return [line["messages"][0]["content"] for line in lines]
 
 
-def write_blank(folder: Path, layers: int, hidden: int, seed: int) -> Path:
-    """A Qwen3 folder with random weights and a tokenizer of single characters."""
+def write_blank(folder: Path, layers: int, hidden: int, seed: int, more: str = "") -> Path:
+    """A Qwen3 folder with random weights and a tokenizer of single characters, `more` among them."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models
 
     transformers.utils.logging.disable_progress_bar()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    words = [*special, "user", "assistant", "\n", *"0123456789", *MOVES]
+    words = [*special, "user", "assistant", "\n", *"0123456789", *MOVES, *more]
     built = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=special[0]))
     from tokenizers import Regex, pre_tokenizers
 
@@ -176,8 +178,8 @@ class Lab:
             pass
         return self.folder / name / "final"
 
-    def score(self, model: Path, tests: Path | None = None) -> dict[str, float]:
-        """Share of the tests that are solved, greedy and at temperature 1."""
+    def score(self, model: Path, tests: Path | None = None, solves: Score = reached) -> dict[str, float]:
+        """Share of the tests that are solved, in percent, greedy and at temperature 1."""
         import torch
 
         from distill import models, rollout
@@ -194,20 +196,32 @@ class Lab:
             answers = rollout.rollout(loaded, prompts, range(len(prompts)), sampling)
             ended = [answer[-1] in sampling.ends for answer in answers]
             decoded = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-            right = [e and reached(row[0]["content"], text, "") for row, text, e in zip(rows, decoded, ended, strict=True)]
+            right = [e and solves(row[0]["content"], text, "") for row, text, e in zip(rows, decoded, ended, strict=True)]
             found[name] = round(100 * float(np.mean(right)), 1)
         return found
+
+
+def timed(line: dict, begin: tuple[float, float]) -> dict:
+    """With the seconds since `begin`, by the clock and of this process's own work: on a busy machine only the second tells."""
+    return line | {
+        "seconds": round(time.perf_counter() - begin[0], 1),
+        "cpu_seconds": round(time.process_time() - begin[1], 1),
+    }
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def make_teacher(folder: Path, scale: Scale) -> dict:
     lab = Lab(folder, scale)
     write_tasks(folder / "noisy.jsonl", scale.teacher_rows, 0.2, 1, lab.avoid, repeat=True)
     blank = write_blank(folder / "blank-teacher", 3, 96, 0)
-    begin = time.perf_counter()
+    begin = now()
     made = lab.train(
         "teacher", mode="sft", student=str(blank), data=str(folder / "noisy.jsonl"), steps=scale.teacher_steps, lr=2e-3
     )
-    return {"model": "teacher", **lab.score(made), "seconds": round(time.perf_counter() - begin, 1)}
+    return timed({"model": "teacher", **lab.score(made)}, begin)
 
 
 def make_start(folder: Path, scale: Scale, seed: int) -> dict:
@@ -216,7 +230,7 @@ def make_start(folder: Path, scale: Scale, seed: int) -> dict:
     clean = folder / f"clean-{seed}.jsonl"
     write_tasks(clean, scale.clean_rows, 0.0, 100 + seed, lab.avoid)
     blank = write_blank(folder / f"blank-{seed}", 2, 48, 1 + seed)
-    begin = time.perf_counter()
+    begin = now()
     made = lab.train(
         f"start-{seed}",
         mode="sft",
@@ -227,14 +241,14 @@ def make_start(folder: Path, scale: Scale, seed: int) -> dict:
         seed=seed,
         weight_decay=0.1,
     )
-    return {"model": "start", "seed": seed, **lab.score(made), "seconds": round(time.perf_counter() - begin, 1)}
+    return timed({"model": "start", "seed": seed, **lab.score(made)}, begin)
 
 
 def run_arm(folder: Path, scale: Scale, seed: int, arm: str) -> dict:
     """One arm from the start of its seed. Every arm has the same clean rows; on-policy arms take only their prompts."""
     lab = Lab(folder, scale)
     recipe = ARMS[arm]
-    begin = time.perf_counter()
+    begin = now()
     made = lab.train(
         f"{arm.replace(' ', '-')}-{seed}",
         student=str(folder / f"start-{seed}" / "final"),
@@ -246,7 +260,7 @@ def run_arm(folder: Path, scale: Scale, seed: int, arm: str) -> dict:
         seed=seed,
         **recipe,
     )
-    return {"model": arm, "seed": seed, **lab.score(made), "seconds": round(time.perf_counter() - begin, 1)}
+    return timed({"model": arm, "seed": seed, **lab.score(made)}, begin)
 
 
 def workers() -> ProcessPoolExecutor:
@@ -258,21 +272,23 @@ def reproduce(folder: Path, seeds: int = 3, scale: Scale | None = None) -> Itera
     """Yields a line per trained model: teacher, start, and every arm for every seed; the last line holds the verdict."""
     scale = scale or Scale()
     folder.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
+    begin, spent = time.perf_counter(), 0.0
     table: dict[str, list[dict]] = {}
     with workers() as pool:
         first = [pool.submit(make_teacher, folder, scale)]
         first += [pool.submit(make_start, folder, scale, seed) for seed in range(seeds)]
         for job in as_completed(first):
+            spent += job.result()["cpu_seconds"]
             yield job.result()
         arms = [pool.submit(run_arm, folder, scale, seed, arm) for seed in range(seeds) for arm in reversed(ARMS)]
         for job in as_completed(arms):
             line = job.result()
+            spent += line["cpu_seconds"]
             table.setdefault(line["model"], []).append(line)
             yield line
     for lines in table.values():
         lines.sort(key=lambda line: line["seed"])
-    yield verdict(table) | {"seconds": round(time.perf_counter() - begin, 1)}
+    yield verdict(table) | {"seconds": round(time.perf_counter() - begin, 1), "cpu_seconds": round(spent, 1)}
 
 
 def verdict(table: dict[str, list[dict]]) -> dict:
@@ -295,4 +311,6 @@ def as_table(lines: Sequence[dict]) -> str:
         if line["model"] in ("teacher", "start"):
             rows.append(f"{line['model']:<20} {line['greedy']:8.1f} {line['sampled']:6.1f}")
     rows += [f"{arm:<20} {mean['greedy']:8.1f} {mean['sampled']:6.1f}" for arm, mean in last["means"].items()]
-    return "\n".join([*rows, f"rule held in {last['seeds_passed']} seeds, {last['seconds']:.0f} s"])
+    return "\n".join(
+        [*rows, f"rule held in {last['seeds_passed']} seeds, {last['seconds']:.0f} s, {last['cpu_seconds']:.0f} s of work"]
+    )

@@ -8,6 +8,7 @@ from distill.evaluation import gap_closed
 from distill.recipe import Recipe
 
 WEAK = 0.5  # a share of ended answers below this at the start means: supervised training first
+COLLAPSED = 0.1  # of the entropy at the start: a student that learns from a surer teacher keeps more
 HIGHER_IS_BETTER = ("score", "top1", "overlap", "end_rate")
 
 
@@ -38,6 +39,13 @@ class Judge:
         if teacher is not None and own is not None and teacher <= own:
             signs.append(f"the teacher scores {teacher:.3f}, not above its {own:.3f}")
         return "; ".join(signs)
+
+    def collapse(self, line: dict) -> str:
+        """Why this evaluation looks like a collapse, or "": the student is far surer of its words than at the start."""
+        before, now = self.start.get("entropy"), line.get("entropy")
+        if not before or now is None or now >= COLLAPSED * before:
+            return ""
+        return f"the entropy of its choices fell from {before:.3f} to {now:.3f} nats"
 
     def is_best(self, line: dict, wanted: str) -> bool:
         """Whether this evaluation is the best so far by `wanted`, answers ending at least half as often as at the start.

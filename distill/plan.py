@@ -120,6 +120,8 @@ def memory(recipe: Recipe, student: Shape, teacher: Shape | None, on_gpu: bool) 
             "optimizer": state,
             "KV cache": cache,
         }
+        if recipe.generator == "vllm":  # asleep in the other phases
+            phases["generate"]["vLLM's weights"] = weights
     if swaps:
         phases["score"] = {"teacher": resident, "optimizer": state, "activations of one block": block}
     phases["train"] = {

@@ -5,18 +5,19 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill import models, windows
+from distill.answers import Answers
 from distill.batch import Batch, batches, targets_of, weights_of
 from distill.clock import Clock, Signals
 from distill.dataset import read_dataset
 from distill.errors import DistillError
-from distill.evaluation import Evaluation, extended
+from distill.evaluation import Evaluation
 from distill.judge import Judge
 from distill.learner import make_learner
 from distill.loss import CrossEntropy, Divergence, NotFinite, Objective
@@ -24,13 +25,12 @@ from distill.machine import Machine, peak_memory
 from distill.optimizer import learning_rate
 from distill.pair import are_identical, check_pair
 from distill.recipe import ADAPTER_OFF
-from distill.rollout import Sampling, Stats
+from distill.rollout import Stats
 from distill.run import Run, write_json, write_whole
 from distill.task import load_task
 from distill.teacher import Teacher, load_teacher
 from distill.tokens import TokenRow, end_tokens
 from distill.watch import Watch, look
-from distill.writer import make_writer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,23 +54,22 @@ class Trainer:
         self.model.to(device)
         if recipe.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.writer = make_writer(recipe, machine.world) if max(recipe.on_policy_share) > 0 else None
         self.teacher: Teacher | None = load_teacher(recipe, self.model, device) if recipe.needs_teacher else None
         self.learner = make_learner(self.model, recipe, machine)
         if self.teacher:
             self.learner.share(self.teacher)
+        self.clock = Clock()
+        self.answers = Answers(recipe, self.ends, self.vocabulary, self.teacher, machine, self.clock)
         if recipe.compile:
             models.backbone(self.model).compile(dynamic=True)
         rows = self.data.training
         self.windows = windows.Windows(len(rows), recipe.window, recipe.seed)
         self.steps = recipe.steps or math.ceil(recipe.epochs * self.windows.per_epoch)
         self.lengths = [len(row.ids) for row in rows]
-        self.clock = Clock()
         self.watch = Watch()
         self.done = 0
         self.tokens = 0
         self.judge = Judge()
-        self.texts: dict[int, list[int]] = {}  # seqkd: what the teacher wrote, by row key
 
     # ---------------------------------------------------------------- the loop
 
@@ -93,7 +92,7 @@ class Trainer:
                     yield self.note(warning)
                 last = self.done == self.steps
                 if last or (recipe.eval_every and self.done % recipe.eval_every == 0):
-                    yield from self.evaluate()
+                    warning = (yield from self.evaluate()) or warning
                 if not last and self.judge.has_seen_enough(recipe.patience):
                     yield self.note(f"patience: {recipe.patience} evaluations no better than step {self.judge.best['step']}'s")
                     last = True
@@ -120,7 +119,10 @@ class Trainer:
         rows = [self.data.training[row] for row in chosen]
         stats = Stats()
         try:
-            examples = self.answered(rows, step, stats) if on_policy else self.given(rows)
+            if on_policy:
+                examples = self.answers.own(rows, self.learner.whole(), step, stats)
+            else:
+                examples = self.answers.given(rows)
             tokens, count = self.machine.sum(sum(map(targets_of, examples)), len(examples))
             weights = weights_of(examples, recipe.loss_norm, tokens, count)
             pieces = self.learner.evened(batches(examples, weights, recipe.micro_tokens, self.pad), self.pad)
@@ -164,42 +166,6 @@ class Trainer:
             "phases": phases | {"other": round(seconds - sum(phases.values()), 4)},
             "peak_mb": round(peak_memory(self.machine.device), 1),
         }
-
-    # ---------------------------------------------------------------- examples
-
-    def sampling(self, step: int, stream: str) -> Sampling:
-        recipe = self.recipe
-        return Sampling(
-            recipe.new_tokens,
-            self.ends,
-            recipe.temperature,
-            recipe.top_p,
-            recipe.seed,
-            step,
-            stream,
-            recipe.generate_tokens,
-            self.vocabulary,
-        )
-
-    def answered(self, rows: Sequence[TokenRow], step: int, stats: Stats) -> list[TokenRow]:
-        """The rows' prompts with the student's own answers; no gradient goes through sampling."""
-        prompts, keys = [row.ids[: row.prompt].tolist() for row in rows], [row.key for row in rows]
-        autocast = torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.recipe.autocast)
-        with self.clock.phase("generate"), autocast:
-            written = self.writer.write(self.learner.whole(), prompts, keys, self.sampling(step, "student"), stats)
-        return [extended(row, answer) for row, answer in zip(rows, written, strict=True)]
-
-    def given(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
-        """The rows as they are; for seqkd with the teacher's answers, each written once and then remembered."""
-        if self.recipe.mode != "seqkd":
-            return list(rows)
-        missing = [row for row in rows if row.key not in self.texts]
-        if missing:
-            with self.clock.phase("generate"):
-                prompts, keys = [row.ids[: row.prompt].tolist() for row in missing], [row.key for row in missing]
-                written = self.teacher.answer(prompts, keys, self.sampling(0, "teacher"))
-            self.texts |= {row.key: answer for row, answer in zip(missing, written, strict=True)}
-        return [extended(row, self.texts[row.key]) for row in rows]
 
     # ---------------------------------------------------------------- learning
 
@@ -275,9 +241,10 @@ class Trainer:
             self.judge.start |= self.evaluation().teacher_scores()
             yield self.log({"kind": "teacher", "step": 0} | self.judge.start)
 
-    def evaluate(self) -> Iterator[dict]:
+    def evaluate(self) -> Generator[dict, None, str]:
+        """Measures, keeps the best student, and gives a warning when this one looks like a collapse."""
         if not self.data.held_out:
-            return
+            return ""
         recipe, begin, first = self.recipe, time.perf_counter(), self.done == 0
         evaluation = self.evaluation()
         line = {"kind": "eval", "step": self.done} | evaluation.measure()
@@ -291,6 +258,10 @@ class Trainer:
             yield self.note(f"warning: the student may not be ready: {signs}; consider mode: sft first")
         if self.judge.is_best(line, recipe.best_by) and not first:
             self.export(self.run.folder / "best")
+        warning = self.judge.collapse(line) if recipe.watch != "off" else ""
+        if warning:
+            yield self.note(f"warning: {warning}")
+        return warning
 
     def log(self, line: dict) -> dict:
         if self.machine.is_main:

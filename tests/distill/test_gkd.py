@@ -96,9 +96,9 @@ def test_seqkd_learns_the_teachers_words(trainer):
     made = trainer(mode="seqkd", steps=1)
     made.step()
     row = made.data.training[0]
-    made.given([row])
-    text = made.texts[row.key]
-    assert text == made.teacher.answer([row.ids[: row.prompt].tolist()], [row.key], made.sampling(0, "teacher"))[0]
+    made.answers.given([row])
+    text = made.answers.texts[row.key]
+    assert text == made.teacher.answer([row.ids[: row.prompt].tolist()], [row.key], made.answers.sampling(0, "teacher"))[0]
     assert len(text) > 1
 
 

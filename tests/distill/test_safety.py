@@ -83,6 +83,16 @@ def test_different_templates_are_refused_with_both(trainer, tmp_path, teacher):
         trainer(mode="kd", teacher=str(odd))
 
 
+def test_different_special_tokens_are_refused_with_both(trainer, tmp_path, teacher):
+    odd = other(tmp_path / "odd", teacher)
+    path = odd / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"bos_token": "<|im_start|>"}), encoding="utf-8")
+    with pytest.raises(DistillError, match="special tokens"):
+        trainer(mode="kd", teacher=str(odd))
+    trainer(mode="kd", teacher=str(odd), accept=["special tokens"])
+
+
 def notes(trainer) -> str:
     return " ".join(line["note"] for line in trainer.train() if line["kind"] == "note")
 
@@ -119,6 +129,22 @@ def test_a_collapse_can_pause_the_run_with_a_checkpoint(trainer):
     assert "watch: pause" in notes(made)
     assert made.run.steps() == [made.done]
     assert made.done < 20
+
+
+def test_a_student_that_became_far_surer_is_a_warning_and_may_pause(trainer):
+    """Its weights are made larger between two evaluations, as nothing else does it so quickly."""
+    settings = {"mode": "kd", "holdout": 0.3, "eval_every": 2, "steps": 8, "lr": 0.0}
+    for watch, done in (("warn", 8), ("pause", 2)):
+        made = trainer(watch=watch, **settings)
+        said = []
+        for line in made.train():
+            if line["kind"] == "eval" and line["step"] == 0:
+                with torch.no_grad():
+                    made.model.model.norm.weight.mul_(60)
+            said += [line.get("note", "")]
+        assert "entropy of its choices fell" in " ".join(said)
+        assert made.done == done
+        assert not made.run.steps() or made.run.steps()[-1] == done
 
 
 def test_no_usable_row_is_a_sentence_with_the_reasons(trainer, tmp_path):
@@ -177,28 +203,29 @@ def wait_for(condition, process, seconds=120):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_run_resumes_bitwise(recipe, tmp_path):
-    """Killed in a child, at several steps; every resume starts from a whole checkpoint and repeats the same losses."""
+def test_a_run_killed_anywhere_resumes_bitwise(recipe, tmp_path):
+    """In generation, loss, optimizer step, checkpoint and evaluation; what a kill leaves is never taken for whole."""
     from distill.__main__ import main
+    from tests.distill.kill_points import POINTS
 
     torch.set_num_threads(1)
     assert main(["train", str(recipe), f"run={(tmp_path / 'whole').as_posix()}"]) == 0
-    whole = losses(tmp_path / "whole")
-    run = tmp_path / "run"
-    process = start(recipe)
-    for stop in (3, 7):
-        wait_for(lambda stop=stop: (run / "log.jsonl").exists() and stop in losses(run), process)
-        process.kill()
-        process.wait()
-        process.stderr.close()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "distill", "resume", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    assert losses(run) == whole
-    final = "final/model.safetensors"
-    assert (run / final).read_bytes() == (tmp_path / "whole" / final).read_bytes()
+    whole, final = losses(tmp_path / "whole"), (tmp_path / "whole" / "final" / "model.safetensors").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distill.kill_points", str(recipe), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert [f"killed in {point}" for point in POINTS] == [line for line in done.stdout.splitlines() if "killed" in line]
+    for point in POINTS:
+        run = tmp_path / point
+        assert set(losses(run)) < set(whole)
+        assert (point == "checkpoint") == any(run.glob("checkpoints/.*.part/weights.safetensors"))
+        assert main(["resume", str(run)]) == 0
+        assert losses(run) == whole, point
+        assert (run / "final" / "model.safetensors").read_bytes() == final, point
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")

@@ -143,13 +143,13 @@ def test_a_run_learns_on_what_vllm_wrote_with_the_weights_of_each_window(trainer
     assert engine.awake == set()
     assert len({wanted.seed for wanted in engine.asked}) == 18  # a seed for each row of each window
     prompts = [[5, 9, 30, 31], [7, 8]]
-    sampling = made.sampling(0, "student")
-    first = made.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
-    assert first == made.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
+    sampling = made.answers.sampling(0, "student")
+    first = made.answers.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
+    assert first == made.answers.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
     with torch.no_grad():
         for parameter in made.learner.parameters.values():
             parameter.mul_(-1.5)
-    assert first != made.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
+    assert first != made.answers.writer.write(made.model, prompts, [1, 2], sampling, made_stats())
 
 
 def made_stats():
@@ -168,10 +168,10 @@ def test_greedy_answers_of_both_writers_are_equal_and_hold_their_end(trainer, vl
 
     from distill.writer import OwnWriter
 
-    sampling = replace(made.sampling(0, "student"), temperature=0.0, ends=tuple(range(0, 400, 3)), new_tokens=30)
+    sampling = replace(made.answers.sampling(0, "student"), temperature=0.0, ends=tuple(range(0, 400, 3)), new_tokens=30)
     prompts = [[5, 9, 30 + n, 31] for n in range(12)]
     own = OwnWriter().write(made.model, prompts, range(12), sampling, made_stats())
-    assert made.writer.write(made.model, prompts, range(12), sampling, made_stats()) == own
+    assert made.answers.writer.write(made.model, prompts, range(12), sampling, made_stats()) == own
     assert sum(answer[-1] in sampling.ends for answer in own) > 6
 
 
