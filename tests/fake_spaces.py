@@ -61,6 +61,11 @@ def GPU(*, duration: Callable[..., int]) -> Callable[[Callable[..., Iterator]], 
     return decorate
 
 
+def gradio_auto_wrap(task: object) -> object:
+    """Gradio asks for it where there is a `spaces`; there too it does nothing by default."""
+    return task
+
+
 class Worker:
     """One forked process, which serves one call after the other."""
 
