@@ -43,10 +43,9 @@ class Cache:
         """Whether some sequence holds all of them, and perhaps more behind."""
         return any(common(slot.tokens, tokens) == len(tokens) for slot in self.slots)
 
-    def loses(self, tokens: Sequence[int], conversation: str | None) -> int:
-        """How many tokens the conversation's own sequence holds that `tokens` would push out."""
-        own = (slot for slot in self.slots if conversation is not None and slot.conversation == conversation)
-        return max((len(slot.tokens) - common(slot.tokens, tokens) for slot in own), default=0)
+    def own(self, conversation: str | None) -> Slot | None:
+        """The sequence that a conversation goes on in."""
+        return next((slot for slot in self.slots if conversation is not None and slot.conversation == conversation), None)
 
     def release(self, slot: Slot) -> None:
         slot.busy, slot.used = False, next(self._clock)

@@ -338,10 +338,17 @@ class Scheduler:
         if not self._aheads:
             return
         key, job = next(iter(self._aheads.items()))
-        if self._cache.knows(job.tokens):
-            del self._aheads[key]  # it is there already, and perhaps more behind it
-            if job.guess and self._cache.loses(job.guess, job.conversation) <= TAIL:
+        known = self._cache.knows(job.tokens)  # it is there already, and perhaps more behind it
+        if job.guess:
+            own = self._cache.own(job.conversation)
+            same = common(own.tokens, job.guess) if own else 0
+            cheap = not own or len(own.tokens) - same <= TAIL
+            if cheap and (known or len(job.guess) - same <= 2 * TAIL):  # both in one step, if it is a short one
+                del self._aheads[key]
                 self._aheads[key] = Ahead(job.guess, job.conversation)  # behind what others want for certain
+                return
+        if known:
+            del self._aheads[key]
             return
         if job.slot is None:
             job.slot = self._cache.place(job.tokens, job.conversation)
