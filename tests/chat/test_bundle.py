@@ -216,7 +216,8 @@ def needed(lines: list[str]) -> dict[str, metadata.Distribution]:
 def packed_again(found: metadata.Distribution, folder: Path) -> None:
     """An installed package as the wheel it came from: scripts are made anew when it is installed."""
     told = found.read_text("WHEEL") or ""
-    tag = re.findall(r"^Tag: (.+)$", told, flags=re.MULTILINE)[0]
+    tags = [tag.split("-") for tag in re.findall(r"^Tag: (.+)$", told, flags=re.MULTILINE)]
+    tag = "-".join(".".join(sorted(set(parts))) for parts in zip(*tags, strict=True))
     files = {}
     for file in found.files or ():
         path = Path(file.locate())
