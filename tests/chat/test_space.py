@@ -26,6 +26,7 @@ from chat.scripted import ScriptedEngine
 from chat.source import Choice, locate, open_engine
 from chat.space import LONGEST, Space, read
 from chat.store import Store
+from tests.hub import Hub
 from tests.visitor import Visitor
 
 ROOT = Path(__file__).parents[2]
@@ -300,3 +301,37 @@ def test_the_folder_for_zerogpu_chats_behind_a_library_that_forks(home, tiny_che
     assert saw["first"]["text"] and "zerogpu" in saw["status"]
     assert "is used up: try again in 3:21:00" in saw["spent"]
     assert saw["others see"] == [] and not list(home.rglob("*.sqlite3*"))
+
+
+# ---- one file of a repository, as a Space preloads it
+
+
+def ask(hub: Hub, home: Path, name: str) -> subprocess.CompletedProcess:
+    """One answer of that model in the terminal, the hub's cache in `home`."""
+    there = hub.environment(home / "hf") | {"HF_HUB_CACHE": str(home / "hf" / "hub")}
+    command = [sys.executable, "-m", "chat", "--model", name, "--once", "hi", "--max-tokens", "3", "--json"]
+    return subprocess.run(
+        [*command, "--data-dir", str(home / "data")],
+        cwd=ROOT,
+        env=os.environ | there,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_a_file_of_a_repository_is_downloaded_once_and_checked(tmp_path, tiny_gguf):
+    (tmp_path / "repository").mkdir()
+    shutil.copy(tiny_gguf, tmp_path / "repository" / "tiny.gguf")
+    with Hub(separate_files=True) as hub:
+        hub.add("ann/tiny-GGUF", tmp_path / "repository")
+        hub.fault("ann/tiny-GGUF", "tiny.gguf", "corrupt")
+        torn = ask(hub, tmp_path, "ann/tiny-GGUF:tiny.gguf")
+        assert torn.returncode == 1 and "arrived damaged" in torn.stderr
+        first = ask(hub, tmp_path, "ann/tiny-GGUF:tiny.gguf")
+        assert first.returncode == 0 and '"length"' in first.stdout, first.stderr
+        asked = len(hub.requests)
+        assert ask(hub, tmp_path, "ann/tiny-GGUF:tiny.gguf").returncode == 0
+        assert len(hub.requests) == asked, "the second start asks nobody"
+        missing = ask(hub, tmp_path, "ann/tiny-GGUF:other.gguf")
+        assert missing.returncode == 1 and "has no file other.gguf" in missing.stderr
