@@ -53,12 +53,12 @@ class Events:
             parts = self._thought.feed(self._tagged(self._letters(thought), self._letters(text)))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
             raise GenerationFailed(
-                "{where} sends something that no OpenAI-compatible server would ({reason!r:.80}): is --url right?",
-                where=where,
-                reason=repr(event),
+                "{where} sends something that no OpenAI-compatible server would: is --url right?", where=where
             ) from exc
         if tokens and not self._first:
             self._first = time.perf_counter()
+            if self._read < self.prompt:
+                yield Chunk(kind=self.kind, progress=(self.prompt, self.prompt))
         self._tokens += tokens
         for kind, part in parts or ([(self.kind, "")] if tokens else []):
             yield Chunk(part, kind, tokens)

@@ -46,6 +46,7 @@ def llama_cpp_python(model: Path, *, context: int) -> Iterator[str]:
     port = _free_port()
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port), "--n_ctx", str(context)]
     command += ["--n_threads", "1", "--n_threads_batch", "1", "--verbose", "false", "--disable_ping_events", "true"]
+    command += ["--interrupt_requests", "false"]  # or a second request would end the first
     with _process(command, port) as url:
         yield url
 

@@ -1,20 +1,25 @@
 """The seven points of chat/engine.py, on every engine: `pytest tests/chat/test_engine_contract.py -k scripted`
 
-An engine joins by a maker in MAKERS. No engine is excused from a point, but ZeroGPU from reading ahead.
+An engine joins by a maker in MAKERS, one on a server by a maker in SERVED. No engine of ours is excused from a point, but
+ZeroGPU from reading ahead; what a foreign server cannot do is in EXCUSED, with the reason.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
 import pytest
 
+from chat.address import Address
+from chat.answer import ModelState
+from chat.api import Api
 from chat.engine import BadRequest, ChatError, Chunk, ContextOverflow, Engine, Message, Sampling, Stats
 from chat.scripted import ScriptedEngine
+from tests.serving import llama_cpp_python, serving, vllm
 from tests.tiny import write_checkpoint
 
 CONTEXT = 512
@@ -61,6 +66,99 @@ def gguf(checkpoint) -> Engine:
 
 # Add an engine here: a function of a checkpoint directory (safetensors, see tests/tiny.py).
 MAKERS: list[Callable[..., Engine]] = [scripted, gguf, cuda, zerogpu]
+
+
+@dataclass
+class Servers:
+    """Servers that the engines of this file talk to, each started once."""
+
+    stack: ExitStack
+    started: dict[str, str] = field(default_factory=dict)
+
+    def url(self, name: str, start: Callable[[], AbstractContextManager[str]]) -> str:
+        if name not in self.started:
+            self.started[name] = self.stack.enter_context(start())
+        return self.started[name]
+
+
+def remote_app(checkpoint, servers: Servers) -> Engine:
+    """The remote engine on this app's own --api, which serves the engine on llama.cpp."""
+    from chat.remote import open_remote
+
+    stack = ExitStack()
+    behind = stack.enter_context(closing(gguf(checkpoint)))
+    api = Api(lambda: ModelState(engine=behind), "key")
+    stack.callback(api.close)
+    engine = open_remote(Address.parse(f"{stack.enter_context(serving(api.routes()))}/v1"), key="key")
+    close = engine.close
+
+    def both() -> None:
+        close()
+        stack.close()
+
+    engine.close = both
+    return engine
+
+
+def remote_llama_cpp_python(checkpoint, servers: Servers) -> Engine:
+    pytest.importorskip("sse_starlette", reason="needs llama-cpp-python[server]")
+    from chat.remote import open_remote
+
+    gguf(checkpoint).close()  # makes the file
+    file = checkpoint.parent / "contract-F32.gguf"
+    url = servers.url("llama-cpp-python", lambda: llama_cpp_python(file, context=CONTEXT))
+    return open_remote(Address.parse(f"{url}/v1"), context=CONTEXT)
+
+
+def remote_vllm(checkpoint, servers: Servers) -> Engine:
+    pytest.importorskip("vllm", reason="needs vLLM")
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("vLLM needs a GPU")
+    from chat.remote import open_remote
+
+    url = servers.url("vllm", lambda: vllm(checkpoint, context=CONTEXT))
+    return open_remote(Address.parse(f"{url}/v1"))
+
+
+SERVED: list[Callable[..., Engine]] = [remote_app, remote_llama_cpp_python, remote_vllm]
+NO_TEMPLATE = "the server tells no template, and not how many tokens a prompt has: its count is an estimate"
+NO_FIGURES = "the server's streams carry no figures: an event is taken for a token, and what was reused is unknown"
+ALONE = "the server answers one request after the other"
+CLOSED = "the server renders an open answer as a closed one; the engine refuses instead"
+EXCUSED: dict[str, dict[str, str]] = {
+    "remote_llama_cpp_python": {
+        "test_an_engine_says_who_it_is": NO_TEMPLATE,
+        "test_the_count_is_the_prompt_that_is_read": NO_TEMPLATE,
+        "test_the_tokens_of_each_message_add_up_to_the_prompt": NO_TEMPLATE,
+        "test_a_control_token_that_somebody_types_is_plain_text": "the server takes what is typed for the real token",
+        "test_thinking_is_another_prompt_and_another_kind_of_text": "its requests cannot switch thinking on or off",
+        "test_an_unfinished_answer_is_gone_on_with": CLOSED,
+        "test_an_unfinished_thought_is_gone_on_with": CLOSED,
+        "test_the_chunks_account_for_every_token": NO_FIGURES,
+        "test_as_many_tokens_as_asked_for_and_the_end_says_length": NO_FIGURES,
+        "test_reading_is_shown_before_anything_is_written": "the server does not tell how far it has read",
+        "test_one_call_changes_nothing_for_the_next": "where a prompt does not fit the server only cuts the connection",
+        "test_a_conversation_that_does_not_fit_is_refused_with_both_numbers": NO_TEMPLATE,
+        "test_a_full_context_is_refused_and_one_token_less_is_answered": NO_TEMPLATE,
+        "test_without_a_limit_it_writes_as_far_as_the_context_reaches": NO_TEMPLATE,
+        "test_more_than_fits_may_be_asked_for_and_the_end_says_length": NO_TEMPLATE,
+        "test_a_closed_prompt_is_not_read_from_the_start_again": NO_FIGURES,
+        "test_a_short_answer_overtakes_a_long_one": ALONE,
+        "test_an_answer_goes_on_while_another_prompt_is_read": ALONE,
+        "test_a_second_turn_reads_only_what_is_new": NO_FIGURES,
+        "test_what_was_not_read_again_changes_no_word": NO_FIGURES,
+        "test_an_edited_turn_is_read_again": NO_FIGURES,
+        "test_reading_ahead_leaves_less_to_read": NO_FIGURES,
+    },
+    "remote_vllm": {
+        "test_an_engine_says_who_it_is": "vLLM does not tell its template",
+        "test_a_control_token_that_somebody_types_is_plain_text": "vLLM takes what is typed for the real token",
+        "test_an_unfinished_thought_is_gone_on_with": "Qwen3's template closes a thought that vLLM is to go on with",
+        "test_reading_is_shown_before_anything_is_written": "vLLM does not tell how far it has read",
+        "test_a_closed_prompt_is_not_read_from_the_start_again": "vLLM does not tell how far it has read",
+        "test_reading_ahead_leaves_less_to_read": "reading ahead would be a request that costs others",
+    },
+}
 PAGE = 16  # tokens that an engine may read again because it shares whole pages
 
 
@@ -69,9 +167,24 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("contract") / "tiny")
 
 
-@pytest.fixture(params=MAKERS, ids=lambda maker: maker.__name__, scope="module")
-def maker(request, checkpoint) -> Callable[[], Engine]:
-    return lambda: request.param(checkpoint)
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with ExitStack() as stack:
+        yield Servers(stack)
+
+
+@pytest.fixture(params=[*MAKERS, *SERVED], ids=lambda maker: maker.__name__, scope="module")
+def maker(request, checkpoint, servers) -> Callable[[], Engine]:
+    made = (checkpoint, servers) if request.param in SERVED else (checkpoint,)
+    return lambda: request.param(*made)
+
+
+@pytest.fixture(autouse=True)
+def excused(request) -> None:
+    """Skips what EXCUSED says."""
+    name = request.node.callspec.params["maker"].__name__
+    if reason := EXCUSED.get(name, {}).get(request.node.originalname):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
