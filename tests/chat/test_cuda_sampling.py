@@ -21,8 +21,8 @@ from transformers import (  # noqa: E402 - behind the skip
 )
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState  # noqa: E402
 
-from chat.engine import Sampling  # noqa: E402
 from chat.draw import Choice, _mixed, gumbel, key, mixed  # noqa: E402
+from chat.engine import Sampling  # noqa: E402
 from chat.gumbel import GumbelSampler  # noqa: E402
 
 VOCABULARY = 40
