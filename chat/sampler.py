@@ -65,7 +65,7 @@ class _Form:
     """Holds an answer to a schema, from the first token that is not thought. The end comes only when the JSON is whole.
 
     A grammar that is told a token it forbids throws through C and ends the process, so only what passed it is told to it.
-    Asking it about all words takes long (152,000 of them), so the chain draws first and the grammar judges that one token;
+    Asking it about all 151,936 words of Qwen3 takes 17 ms, so the chain draws first and the grammar judges that one token;
     only where it says no are all words judged and another drawn.
     """
 
