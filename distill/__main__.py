@@ -10,7 +10,8 @@
     python -m distill bench [--quick] [--json]              cost beside TRL's three trainers
     python -m distill mini [--repair]                       the paper, or mending the forgotten, in miniature on a CPU
 
-Several processes: `accelerate launch -m distill train ...` or torchrun. On a busy machine tiny models want `threads=1`.
+Several processes: `accelerate launch -m distill train ...` or torchrun; with `--config_file distill/launch/fsdp2.yaml` or
+zero3.yaml student and teacher are in shards. On a busy machine tiny models want `threads=1`.
 
 A minimal recipe for supervised training (all keys: distill/recipe.py):
 

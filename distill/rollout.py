@@ -122,18 +122,25 @@ def groups(lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
 
 
 def rollout(
-    model: nn.Module, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling, stats: Stats | None = None
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    sampling: Sampling,
+    stats: Stats | None = None,
+    head: Tensor | None = None,
 ) -> list[list[int]]:
     """New tokens for each prompt (ids), the end token included; an answer without one ran into `new_tokens`.
 
-    keys: a number per row that names its noise. The model is used as it is, in `eval` mode and without gradients.
+    keys: a number per row that names its noise. head: the model's, where its own is in shards.
+    The model is used as it is, in `eval` mode and without gradients.
     """
     training = model.training
     model.eval()
     answers: list[list[int]] = [[] for _ in prompts]
     with torch.inference_mode():
         for group in groups([len(prompt) for prompt in prompts], sampling):
-            write(model, [prompts[i] for i in group], [keys[i] for i in group], [answers[i] for i in group], sampling, stats)
+            parts = ([things[i] for i in group] for things in (prompts, keys, answers))
+            write(model, *parts, sampling, stats, head_of(model) if head is None else head)
     model.train(training)
     return answers
 
@@ -163,9 +170,8 @@ def read(model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling)
     return order, Cache(layers=layers), torch.cat(last)
 
 
-def write(model, prompts, keys, answers, sampling: Sampling, stats: Stats | None) -> None:
+def write(model, prompts, keys, answers, sampling: Sampling, stats: Stats | None, head: Tensor) -> None:
     """Fills `answers` for one batch."""
-    head = head_of(model)
     alive, cache, hidden = read(model, prompts, sampling)
     lengths = torch.tensor([len(prompts[index]) for index in alive])
     columns = int(lengths.max())

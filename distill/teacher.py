@@ -21,7 +21,7 @@ class Reader(Protocol):
         """Last hidden states [B, L, H] of right-padded ids [B, L]."""
 
     def opened(self) -> AbstractContextManager[None]:
-        """Embedding and head are whole inside."""
+        """Inside, the model may be run layer by layer, but for its head."""
 
 
 class Teacher:
@@ -94,7 +94,7 @@ class Teacher:
 
     def answer(self, prompts: Sequence[Sequence[int]], keys: Sequence[int], sampling: Sampling) -> list[list[int]]:
         with self.at_work(), self.reader.opened() if self.reader else nullcontext():
-            return rollout(self.model, prompts, keys, sampling)
+            return rollout(self.model, prompts, keys, sampling, head=self.head if self.reader else None)
 
 
 def move(model: nn.Module, device: torch.device) -> None:

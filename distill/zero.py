@@ -56,8 +56,7 @@ class ZeroReader:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with library().zero.GatheredParameters([models.head_of(self.model)]):
-            yield
+        yield  # every module gathers what it needs
 
 
 class HiddenStates(nn.Module):
@@ -137,7 +136,7 @@ class ZeroLearner(Learner):
             for name, parameter in self.parameters.items()
             for slot in ("exp_avg", "exp_avg_sq")
         }
-        return found | {f"{name}/step": self.steps_done() for name in self.parameters}
+        return found | {f"{name}/step": self.steps_done().clone() for name in self.parameters}
 
     def steps_done(self) -> Tensor:
         return next(torch.as_tensor(state["step"]).float().cpu() for state in self.optimizer.optimizer.state.values())
