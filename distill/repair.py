@@ -5,8 +5,8 @@ prompts, with the model as it was before B as the teacher, brings A back while B
 
 What it shows today is a failure: A comes back (100 -> 20 -> 99.8 %) and B goes with it (95 -> 7 %). Tried on one seed, at
 rates from 3e-5 to 3e-4 with 20 to 100 steps: letters for digits in B's prompts (78-88 % of B's gain lost), B known a little
-before (72 % to all), sorting letters as B, which shares no word with A (A 11 -> 33 %, B 99.7 -> 1 % after 20 steps at 1e-4). So
-neither shared words nor a high rate explain it alone; LoRA and wider models were not tried.
+before (72 % to all), sorting letters as B, which shares no word with A (A 11 -> 33 %, B 99.7 -> 1 % after 20 steps at 1e-4).
+So neither shared words nor a high rate explain it alone; LoRA and wider models were not tried.
 
 Run: python -m distill mini --repair [--out runs/repair]
 """
