@@ -8,12 +8,15 @@ the share of fresh tasks solved. TRL's window is one batch, so that its denomina
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from distill.grid import Lab, Scale, make_start, make_teacher
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from distill.grid import Lab, Scale, make_start, make_teacher  # noqa: E402
 
 
 def settings(folder: Path, scale: Scale, seed: int) -> dict:
