@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill.grid import Lab, Scale, make_start, make_teacher  # noqa: E402
+from distill.grid import Lab, Scale, make_start, make_teacher
 
 
 def settings(folder: Path, scale: Scale, seed: int) -> dict:

@@ -7,8 +7,8 @@ thread; answers end at random with the mean length that `--mean` says. The media
 
 import argparse
 import statistics
-import tempfile
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from transformers.cache_utils import Cache
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from distill import models, rollout  # noqa: E402
-from distill.rollout import GrowingLayer, Sampling  # noqa: E402
+from distill import models, rollout
+from distill.rollout import GrowingLayer, Sampling
 
 
 def refilled(model, prompts, keys, sampling: Sampling, slots: int) -> list[list[int]]:
