@@ -32,6 +32,7 @@ class Chats:
         self._memory = Store(None)  # temporary conversations are never on disk
         self._answers: dict[str, Answer] = {}
         self._changes: dict[str, int] = {}
+        self._told: dict[str, str] = {}  # owner -> the last sentence for their page
         self._attached: dict[str, tuple[File, ...]] = {}  # conversation -> files for its next message
         self._swept = time.time()
         self._learn = learn
@@ -80,6 +81,16 @@ class Chats:
         with self._lock:
             for name in names:
                 self._changes[name] = self._changes.get(name, 0) + 1
+
+    def tell(self, owner: str, sentence: str) -> None:
+        """Say something on the owner's page."""
+        with self._lock:
+            self._told[owner] = sentence
+        self.changed(f"told:{owner}")
+
+    def told(self, owner: str) -> str:
+        """What was said last; `changes(f"told:{owner}")` counts."""
+        return self._told.get(owner, "")
 
     def attached(self, name: str) -> tuple[File, ...]:
         return self._attached.get(name, ())

@@ -1,7 +1,7 @@
 // The list of conversations: open, search, rename, pin, delete.
 
 import { focusBox, place } from "./composer.js";
-import { find, press, swap, toast } from "./screen.js";
+import { find, press, sleep, swap, toast } from "./screen.js";
 import { act, now, say } from "./server.js";
 import { clear } from "./transcript.js";
 
@@ -14,7 +14,7 @@ export function open(name) {
   if (name !== now.chat) {
     now.chat = name;
     sessionStorage.setItem("chat", name);
-    now.have = { list: now.have.list, model: now.have.model };
+    now.have = { epoch: now.have.epoch, list: now.have.list, model: now.have.model, told: now.have.told };
     clear();
     swap(find("#files .weight"), "");
     document.body.classList.toggle("temporary", name.startsWith("temporary-"));
@@ -44,11 +44,14 @@ function mark() {
   }
 }
 
-export function search() {
-  const bar = find("#chats");
-  if (!bar.classList.contains("open")) press("#chats .toggle-button");
-  find("#list input").focus();
-  find("#list input").select();
+export async function search() {
+  if (!find("#chats").classList.contains("open")) press("#chats .toggle-button");
+  const field = find("#list input[type=search]");
+  for (let tries = 0; tries < 25 && document.activeElement !== field; tries++) {
+    field.focus(); // a closed list cannot be focused, and opens in its own time
+    if (document.activeElement !== field) await sleep(20);
+  }
+  field.select();
 }
 
 function rename(row) {

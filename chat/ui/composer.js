@@ -19,14 +19,15 @@ export function place() {
   fill("#here", JSON.stringify({ chat: now.chat, after: now.turns.length ? now.turns[now.turns.length - 1][0] : null }));
 }
 
-let draft = ""; // as this tab last kept it: another tab's is not written over
+let draft = ""; // as this tab last kept it
 export function noted() {
   const text = theBox().value;
   document.body.classList.toggle("typed", !!text.trim());
   if (text === draft) return;
   draft = text;
   try {
-    localStorage.setItem("draft", text);
+    sessionStorage.setItem("draft", text); // for this tab, whatever another has in its box
+    localStorage.setItem("draft", text); // for a browser that was closed
   } catch {
     // longer than the browser keeps: it is still in the box
   }
@@ -96,6 +97,6 @@ export function beginComposer() {
   find("#send").addEventListener("click", place, true);
   chooses("#pick", attach);
   drops();
-  const kept = localStorage.getItem("draft");
+  const kept = sessionStorage.getItem("draft") ?? localStorage.getItem("draft");
   if (kept && !theBox().value) fill("#box", (draft = kept));
 }

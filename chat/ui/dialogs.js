@@ -95,6 +95,7 @@ async function summarise() {
     else if (last.done) ended();
     await sleep(200);
   }
+  if (there() && summarised && !last?.done) outline(say.lost);
   announce(say.done);
   await tell("summary", { do: "drop", name: begun.name });
 }

@@ -5,9 +5,9 @@ import { beginChats, deeds as chats, fresh, open, showList } from "./chats.js";
 import { beginComposer, box, chooses, noted, place, theBox } from "./composer.js";
 import { bringIn, deeds as dialogs } from "./dialogs.js";
 import { help, keyed } from "./keyboard.js";
-import { announce, fill, find, press, sleep, swap } from "./screen.js";
+import { announce, fill, find, press, sleep, swap, toast } from "./screen.js";
 import { act, ask, now, Refused, say } from "./server.js";
-import { deeds as turns, keepUp, live, scrolled, showLive, showTurns } from "./transcript.js";
+import { deeds as turns, keepUp, live, scrolled, showLive, showTurns, watchHeight } from "./transcript.js";
 
 const PACE_MS = 95; // between two questions while an answer grows: about ten updates a second
 
@@ -65,9 +65,11 @@ async function show(news) {
     model = news.have.model;
     if (!now.turns.length) press("#opened"); // the settings show what the new model recommends
   }
+  if (news.told) toast(news.told, "error");
   if (news.live) showLive(news.live);
   place();
   noted();
+  if (news.live) swap(find("#files .weight"), ""); // it was about what is sent now
   document.body.classList.toggle("busy", !!news.live);
   told(!!news.live);
   keepUp();
@@ -173,6 +175,7 @@ async function begin() {
   document.addEventListener("toggle", (event) => event.target.matches?.("details.thought") && now.wake(), true);
   document.addEventListener("visibilitychange", () => document.hidden || now.wake());
   window.addEventListener("scroll", scrolled, { passive: true });
+  watchHeight();
   beginComposer();
   beginChats();
   chooses("#bring", (files) => bringIn(files[0]));

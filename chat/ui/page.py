@@ -44,6 +44,10 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
     def session(request: gr.Request) -> Session:
         return chats.of(page.owner(request.cookies, request.username))
 
+    @_saying
+    def said(request: gr.Request, error: ChatError) -> None:
+        chats.tell(session(request).owner, told(error, request.headers.get("accept-language")))
+
     with gr.Blocks(title=EN["title"], analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as blocks:
         here = gr.Textbox(elem_id="here", visible="hidden", container=False)
         opened = gr.Button(elem_id="opened", visible="hidden")
@@ -70,7 +74,7 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
                     forget = gr.Button(say("preset_forget"), size="sm", elem_id="preset-forget")
         inputs = list(fields.values())
 
-        @_said
+        @said
         def send_it(text: str, place: str, request: gr.Request, *values: Any) -> Any:
             at, own = json.loads(place), session(request)
             chosen, kept = _chosen(values, chats.model()), own.open(at["chat"]).settings
@@ -80,7 +84,7 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
             own.send(at["chat"], text, after=at["after"], begin=values[FIELDS.index("begin")] or "")
             return "", ""
 
-        @_said
+        @said
         def choose(place: str, request: gr.Request, *values: Any) -> None:
             at, own = json.loads(place or "{}"), session(request)
             if at.get("chat"):
@@ -108,13 +112,13 @@ def build(chats: Chats, *, mode: Mode = "desktop", models: Models | None = None)
                 own.choose(at["chat"], system=chosen.system, settings=dict(chosen.settings))
             return _shown({"system": chosen.system, **chosen.settings}, chats.model())
 
-        @_said
+        @said
         def keep_preset(name: str, request: gr.Request, *values: Any) -> Any:
             own, chosen = session(request), _chosen(values, chats.model())
             own.keep_preset(Preset(name or "", chosen["system"], chosen["settings"]))
             return gr.update(choices=_presets(say, own.presets()), value=" ".join(name.split())), ""
 
-        @_said
+        @said
         def forget_preset(name: str | None, request: gr.Request) -> Any:
             own = session(request)
             own.forget_preset(name or "")
@@ -214,19 +218,24 @@ def _presets(say: gr.I18n, presets: Sequence[Preset]) -> list[tuple[Any, str]]:
     return [(say(f"preset_{one.name}") if one.name in ours else one.name, one.name) for one in presets or OURS]
 
 
-def _said(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A person's mistake becomes a sentence on the page, and the form stays as it is."""
+def _saying(tell: Callable[[gr.Request, ChatError], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A person's mistake becomes a sentence on the page, and the form stays as it is.
 
-    @wraps(callback)
-    def guarded(*values: Any) -> Any:
-        try:
-            return callback(*values)
-        except ChatError as exc:
-            asked = next(value for value in values if isinstance(value, gr.Request))
-            gr.Warning(told(exc, asked.headers.get("accept-language")), duration=8, title="")
-            return gr.skip()
+    Not by gr.Warning or gr.Error: of a callback that does not queue, Gradio's script shows neither.
+    """
 
-    return guarded
+    def said(callback: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(callback)
+        def guarded(*values: Any) -> Any:
+            try:
+                return callback(*values)
+            except ChatError as exc:
+                tell(next(value for value in values if isinstance(value, gr.Request)), exc)
+                return gr.skip()
+
+        return guarded
+
+    return said
 
 
 def _theme() -> gr.Theme:

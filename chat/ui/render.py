@@ -31,9 +31,9 @@ def _markdown() -> MarkdownIt:
         ("code_block", _fence),
         ("image", _image),
         ("link_open", _link),
+        *((name, _sided) for name in ("bullet_list_open", "ordered_list_open", "blockquote_open", "table_open")),
         ("math", _math),
         ("math_block", _math),
-        ("table_open", lambda *_: '<div class="table"><table>'),
         ("table_close", lambda *_: "</table></div>"),
     ):
         reader.renderer.rules[name] = rule
@@ -123,6 +123,13 @@ def _link(tokens: list[Token], place: int, options: Any, env: dict[str, Any]) ->
     tokens[place].attrSet("target", "_blank")
     tokens[place].attrSet("rel", "noopener noreferrer nofollow")
     return _markdown().renderer.renderToken(tokens, place, options, env)
+
+
+def _sided(tokens: list[Token], place: int, options: Any, env: dict[str, Any]) -> str:
+    """Bullets, bars and columns begin on the side where their script does."""
+    tokens[place].attrSet("dir", "auto")
+    made = _markdown().renderer.renderToken(tokens, place, options, env)
+    return f'<div class="table">{made}' if tokens[place].type == "table_open" else made
 
 
 def _math(tokens: list[Token], place: int, options: Any, env: dict[str, Any]) -> str:

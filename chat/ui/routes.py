@@ -175,6 +175,8 @@ class Page:
                 text_from=asked["text"] if same else 0,
                 thought_from=(asked["thought"] if same else 0) if asked["thought"] is not None else None,
             )
+        if "told" in changed and "told" in have and "epoch" not in changed:
+            out["told"] = self.chats.told(session.owner)
         if answer or view or "model" in changed:
             stats = transcript.last_stats(view) if view else None
             out["status"] = transcript.status_html(self.chats.model(), answer, stats, say)
@@ -187,6 +189,7 @@ class Page:
             "epoch": self.chats.epoch,
             "chat": f"{name} {self.chats.changes(name)}",
             "list": f"{self.chats.changes(session.list_name)} {query}",
+            "told": self.chats.changes(f"told:{session.owner}"),
             "model": f"{state.text} {state.error} {state.engine.about.model if state.engine else ''}",
             "seq": f"{answer.node.id} {answer.seq}" if answer else "",
         }

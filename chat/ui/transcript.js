@@ -129,7 +129,12 @@ export function toBottom() {
 }
 
 export function keepUp() {
-  if (follows) toBottom();
+  if (follows && now.turns.length) toBottom();
+}
+
+// Turns get their true height when they come near the screen, formulas when they are drawn.
+export function watchHeight() {
+  new ResizeObserver(keepUp).observe(find("#transcript"));
 }
 
 export function scrolled() {

@@ -346,6 +346,36 @@ def test_it_fits_and_is_lit_as_the_person_likes(served, scheme, width):
     assert tab.evaluate("document.body.classList.contains('dark')") != (scheme == "dark")
 
 
+def test_at_twice_the_size_nothing_is_hidden_and_the_list_opens_by_key(served):
+    served.say("They sing.")
+    tab = served.open(width=640, height=425)
+    assert tab.evaluate("scrollY") == 0, "an empty page is shown from its top"
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.keyboard.press("Control+k")
+    until(tab, "document.activeElement === document.querySelector('#list input')")
+    tab.keyboard.type("whale")
+    assert tab.input_value("#list input") == "whale"
+
+
+def test_tab_stays_on_what_can_be_seen(served):
+    tab = served.open()
+    tab.focus("#box textarea")
+    seen = []
+    for _ in range(6):
+        tab.keyboard.press("Tab")
+        seen.append(tab.evaluate("document.activeElement.closest('#settings') !== null"))
+    assert not any(seen), "the closed settings are passed over"
+
+
+def test_a_list_in_arabic_has_its_bullets_on_the_right(served):
+    served.say("- نقطة أولى\n- نقطة ثانية\n\nand\n\n- left")
+    tab = served.open()
+    send(tab, "List")
+    settled(tab)
+    sides = tab.evaluate("[...document.querySelectorAll('article ul')].map((one) => getComputedStyle(one).direction)")
+    assert sides == ["rtl", "ltr"]
+
+
 def test_the_other_language_is_spoken_to_a_browser_that_asks_for_it(served):
     served.say("ja")
     tab = served.open(language="de-AT")
@@ -425,7 +455,7 @@ def test_the_model_sums_up_a_full_chat_and_the_person_changes_it_before_it_is_us
     settled(tab, 4)
     assert "the context holds 100" in tab.inner_text("article.assistant >> nth=1")
     tab.click("article.assistant [data-do=anew]")
-    until(tab, "document.querySelector('#summary').value.startsWith('Whales Whales')")
+    until(tab, "document.querySelector('#summary')?.value.startsWith('Whales Whales')")
     assert tab.is_disabled("#dialog [data-do=summary-use]") and tab.get_attribute("#summary", "readonly") is not None
     until(tab, "document.querySelector('#summary').value.endsWith('sing.')")
     until(tab, "!document.querySelector('#summary').readOnly")
@@ -447,7 +477,7 @@ def test_a_summary_can_be_stopped_and_the_own_questions_be_taken_instead(served)
     settled(tab)
     tab.fill("#box textarea", "Next: " + "word " * 190)
     tab.click("#files .weight [data-do=anew]")
-    until(tab, "document.querySelector('#summary').value.includes('long long')")
+    until(tab, "document.querySelector('#summary')?.value.includes('long long')")
     tab.click("#dialog [data-do=summary-stop]")
     until(tab, "!document.querySelector('#summary').readOnly")
     assert tab.input_value("#summary").startswith("long long")
@@ -509,7 +539,8 @@ def test_what_goes_wrong_is_said_in_the_browsers_language(served, tmp_path):
     tab.set_input_files("#pick", tmp_path / "b.bin")
     tab.wait_for_selector("#toast:has-text('b.bin ist eine Binärdatei')")
     send(tab, "   ")
-    tab.wait_for_selector("text=Es gibt nichts zu senden")
+    tab.wait_for_selector("#toast:has-text('Es gibt nichts zu senden')")
+    shot(tab, "refused")
     send(tab, "Wort " * 120)
     settled(tab)
     assert "Das Gespräch braucht" in tab.inner_text("article.assistant .note")
@@ -585,9 +616,11 @@ def test_a_temporary_chat_leaves_no_trace(served):
 
 def test_models_are_listed_fetched_and_paused(served):
     served.say("ok")
-    tab = served.open()
+    tab = served.open(width=390)
     tab.click("#status button.model")
     tab.wait_for_selector("#dialog .models li:has-text('Guide'):has-text('in use')")
+    box = tab.locator("#dialog").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "it fits on a phone"
     tab.click("#dialog .models button:has-text('Get')")
     tab.wait_for_selector("#dialog .models progress")
     assert "4.2 GB of memory at 8,192 tokens" in tab.inner_text("#dialog .models li >> nth=1")
