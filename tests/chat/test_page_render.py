@@ -12,7 +12,7 @@ from chat.ui.render import Growing, markdown
 TAGS = set(
     "p h1 h2 h3 h4 h5 h6 ul ol li blockquote hr br em strong s a code pre div span table thead tbody tr th td button".split()
 )
-ATTRIBUTES = {"class", "href", "target", "rel", "title", "type", "data-do", "data-tex", "tabindex", "start", "style"}
+ATTRIBUTES = {"class", "href", "target", "rel", "title", "type", "data-do", "data-tex", "tabindex", "start", "style", "dir"}
 PIECES = [
     "# head\n", "word ", "*em*", "**b** ", "`x`", "\n", "\n\n", "- ", "1. ", "> ", "    ", "\t", "```py\n", "```\n", "~~~\n",
     "$$", "\\(", "\\)", "\\[", "\\]", "$5", "|a|b|\n|-|-|\n|1|2|\n", "<script>", "</div>", "<img src=x onerror=y>", "&lt;",
@@ -34,6 +34,8 @@ class Audit(HTMLParser):
         for name, value in attributes:
             if name not in ATTRIBUTES:
                 self.wrong.append(name)
+            if name == "dir" and value != "auto":
+                self.wrong.append(value)
             if name == "href" and not (value or "").lower().startswith(("http:", "https:", "mailto:")):
                 self.wrong.append(value)
             if name == "style" and value not in ("text-align:left", "text-align:right", "text-align:center"):
