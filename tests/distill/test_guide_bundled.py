@@ -2,17 +2,22 @@
 
 import hashlib
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from chat.engine import Engine, Message, Sampling
 from chat.source import Choice, open_engine
+from tests import guide_probe
+from tests.benchmarks.guide import asker, known_words
 from tests.guide_probe import HONEST, THE_WAY
+from tests.unpacked import unpack
 
 BUNDLED = Path(__file__).parents[2] / "chat" / "bundled"
 GUIDE = BUNDLED / "guide.gguf"
 CARD = BUNDLED / "README.md"
+FILES = sorted(BUNDLED.glob("*.gguf"))
 
 FIRST_QUESTIONS = [
     ("hello", r"Hello|Hi"),
@@ -22,6 +27,7 @@ FIRST_QUESTIONS = [
     ("Thank you!", r"welcome|Any time"),
     ("bye", r"bye|See you"),
 ]
+LEAST = {"guide": 0.6, "company": 0.5, "outside": 0.85}  # shares that must be right
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +51,34 @@ def answer(engine: Engine, *asked: str, thinking: bool = False) -> tuple[str, st
     return thought, said
 
 
-def test_the_card_names_the_hash_of_the_file():
-    named = re.search(r"`([0-9a-f]{64})`", CARD.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_card_names_the_hash_of_the_file(file: Path):
+    named = re.search(rf"`{re.escape(file.name)}`.*`([0-9a-f]{{64}})`", CARD.read_text(encoding="utf-8"))
     assert named is not None
-    assert hashlib.sha256(GUIDE.read_bytes()).hexdigest() == named[1]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == named[1]
 
 
-def test_the_file_is_small_enough_to_travel():
-    assert GUIDE.stat().st_size <= 10_000_000
+def test_the_files_are_small_enough_to_travel():
+    sizes = [file.stat().st_size for file in FILES]
+    assert GUIDE in FILES and max(sizes) <= 10_000_000 and sum(sizes) <= 20_000_000
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_both_engines_write_the_same_from_it(file: Path, tmp_path: Path):
+    """What the file holds, in float32: by llama.cpp and by torch, greedily."""
+    cuda = pytest.importorskip("chat.cuda", reason="needs torch and transformers", exc_type=ImportError)
+    from chat.gguf import open_gguf
+    from convert.run import convert
+
+    cuda.torch.set_num_threads(1)
+    folder = unpack(file, tmp_path / "folder")
+    convert(folder, tmp_path / "float.gguf", quant=("F32",), verify="none")
+    opened = cuda.open_cuda(folder, context=512, device="cpu", dtype="float32", streams=2, piece=64)
+    with closing(opened) as one, closing(open_gguf(tmp_path / "float.gguf", context=512, kv="f32", threads=1)) as other:
+        for asked, _ in FIRST_QUESTIONS:
+            messages, sampling = [Message("user", asked)], Sampling(temperature=0.0, max_tokens=64)
+            texts = ["".join(chunk.text for chunk in engine.stream(messages, sampling)) for engine in (one, other)]
+            assert texts[0] == texts[1] and texts[0], asked
 
 
 def test_the_notice_names_what_the_guide_learned_from():
@@ -80,3 +106,15 @@ def test_with_thinking_on_it_thinks_and_still_answers(guide: Engine):
 
 def test_without_thinking_it_does_not_think(guide: Engine):
     assert answer(guide, "hello")[0] == ""
+
+
+def test_a_part_of_the_probe_is_answered(guide: Engine):
+    """Every eighth question, greedily; the card has the whole table."""
+    ask = asker(guide, Sampling(temperature=0.0, max_tokens=160, thinking=False))
+    verdicts = list(guide_probe.run(ask, guide_probe.questions()[::8], known_words()))
+    right = {
+        kind: [not verdict.faults for verdict in verdicts if verdict.question.kind == kind]
+        for kind in ("guide", "company", "outside")
+    }
+    for kind, least in LEAST.items():
+        assert sum(right[kind]) >= least * len(right[kind]), (kind, [one for one in verdicts if one.faults])
