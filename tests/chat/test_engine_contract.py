@@ -455,7 +455,9 @@ def test_every_setting_is_served(engine):
         Sampling(repetition_penalty=10, max_tokens=3, seed=2**32 - 1),
         Sampling(temperature=0, top_k=1, seed=0, max_tokens=3),
     ):
-        assert say(engine, HELLO, sampling).stats.completion >= 1
+        last = say(engine, HELLO, sampling).chunks[-1]
+        # Some servers are counted by their events, and three random tokens may not hold one whole character.
+        assert last.finish in ("stop", "length")
     assert say(engine).text
 
 
