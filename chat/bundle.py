@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat.deploy import FLAGS, app_files, pins, stale_in
+from chat.deploy import FLAGS, app_files, must_be_ours, pins, stale_in
 from chat.engine import BadRequest, ChatError
+from chat.space import noted
 
 NOTE = "bundle.json"
 LIST = "app/requirements.txt"
@@ -75,10 +76,7 @@ class Order:
             )
         if self.wheels is not None and not self.wheels.is_dir():
             raise BadRequest(f"--wheels is {self.wheels}, which is no folder: leave it out, or name one with .whl files.")
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())) and not _note(self.folder):
-            raise BadRequest(
-                f"{self.folder} is there already and was not written by this command: name an empty or a new folder."
-            )
+        must_be_ours(self.folder, NOTE)
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -107,7 +105,8 @@ def pack(order: Order, app: Mapping[str, bytes], lines: Sequence[str]) -> None:
     """`app`: path -> content; `lines` of its requirements. Raises ChatError where a wheel cannot be had."""
     folder = order.folder
     (folder / "wheels").mkdir(parents=True, exist_ok=True)
-    _write(folder / NOTE, json.dumps({"files": _note(folder).get("files", ["bundle.json"])}))  # ours, should this be cut off
+    before = noted(folder, NOTE)
+    _write(folder / NOTE, json.dumps({"files": before.get("files", [NOTE])}))  # ours, should this be cut off
     gather(order, lines)
     files = {f"app/{name}": data for name, data in app.items()} | {LIST: "".join(f"{line}\n" for line in lines).encode()}
     model = f"models/{order.model.name}" if order.model else ""
@@ -117,7 +116,7 @@ def pack(order: Order, app: Mapping[str, bytes], lines: Sequence[str]) -> None:
     bat = START_BAT.format(**backwards, model=' --model "{}"'.format(model.replace("/", "\\")) if model else "")
     files["start.bat"] = bat.replace("\n", "\r\n").encode()
     names = sorted([*files, NOTE, *([model] if model else [])])
-    for stale in stale_in(_note(folder), dict.fromkeys(names, b"")):
+    for stale in stale_in(before, dict.fromkeys(names, b"")):
         (folder / stale).unlink(missing_ok=True)
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -172,14 +171,6 @@ def _pip(arguments: Sequence[str], place: Path) -> None:
 
 def _version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _note(folder: Path) -> dict[str, object]:
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) and "files" in note else {}
 
 
 def _write(path: Path, text: str) -> None:

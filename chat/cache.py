@@ -55,7 +55,8 @@ class Cache:
         shared, source = max(((common(slot.tokens, tokens), -slot.number) for slot in self.slots), default=(0, 0))
         shared, source = min(shared, len(tokens) - 1), self.slots[-source]
         idle = [slot for slot in self.slots if not slot.busy]
-        own = next((s for s in idle if conversation is not None and s.conversation == conversation), None)
+        own = self.own(conversation)
+        own = own if own in idle else None
         if own and common(own.tokens, tokens) >= shared:
             source = own
         stored = self._snapshots.longest(tokens) if self._snapshots else None

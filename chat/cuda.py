@@ -25,18 +25,18 @@ from chat.draw import Choice
 from chat.engine import (
     About,
     BackendUnavailable,
-    BadRequest,
     ChatError,
     Chunk,
     ContextOverflow,
     GenerationFailed,
     Message,
     ModelUnusable,
+    NoGrammar,
     Sampling,
-    Stats,
 )
 from chat.fit import Shape, plan
-from chat.prompt import Characters, Thought
+from chat.prompt import Thought
+from chat.spoken import Spoken
 
 STREAMS = 32  # replies in one batch
 AHEAD = 256  # tokens a reply may still write that are counted before it starts
@@ -112,7 +112,7 @@ class CudaEngine:
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         begun = time.perf_counter()
         if sampling.schema is not None:
-            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
+            raise NoGrammar
         pieces = self._files.template.pieces(messages, thinking=sampling.thinking)
         prompt = self._files.vocabulary.encode(pieces)
         room = self.context_size - len(prompt)
@@ -127,7 +127,7 @@ class CudaEngine:
         thought = Thought.after(messages, "".join(piece.text for piece in pieces))
         self._submit(reply)
         try:
-            yield from self._follow(reply, thought, begun)
+            yield from self._follow(reply, Spoken(self._files.vocabulary, thought, len(prompt), reply.seed, begun))
         finally:
             self._leave(reply)
 
@@ -148,51 +148,23 @@ class CudaEngine:
 
     # ---- in a reader's thread
 
-    def _follow(self, reply: Reply, thought: Thought, begun: float) -> Iterator[Chunk]:
-        total = len(reply.prompt)
-        characters = Characters()
-        read, reused, written = 0, -1, 0
-        reading = first = last = 0.0
+    def _follow(self, reply: Reply, spoken: Spoken) -> Iterator[Chunk]:
         while True:
             try:
-                event = reply.out.get(timeout=None if written else 0.2)
+                event = reply.out.get(timeout=None if spoken.written else 0.2)
             except queue.Empty:  # so that whoever reads can stop, however long a step takes
-                yield Chunk(kind=thought.kind, progress=(read, total))
+                yield spoken.waiting()
                 continue
-            now = time.perf_counter()
             if isinstance(event, int):
-                if written:
-                    continue
-                if reused < 0:
-                    reused, reading = event, now
-                read = event
-                yield Chunk(kind=thought.kind, progress=(read, total))
+                if not spoken.written:
+                    yield spoken.read(event)
             elif isinstance(event, list):
-                if not written:
-                    first = now
-                    yield Chunk(kind=thought.kind, progress=(total, total))
-                last = now
-                written += len(event)
-                parts = thought.feed(characters.feed(self._files.vocabulary.spoken(event)))
-                for place, (kind, text) in enumerate(parts or [(thought.kind, "")]):
-                    yield Chunk(text, kind, tokens=0 if place else len(event))
+                yield from spoken.wrote(event)
             else:
                 break
         if event.error is not None:
             raise failure(event.error) from event.error
-        for kind, text in thought.end():  # half a character at the very end stays behind
-            yield Chunk(text, kind)
-        reused = max(reused, 0)
-        stats = Stats(
-            prompt=total,
-            reused=reused,
-            completion=written,
-            first_token_s=first - begun if first else 0.0,
-            read_tps=(total - reused) / max(first - reading, 1e-9) if first else 0.0,
-            write_tps=(written - 1) / (last - first) if last > first else 0.0,
-            seed=reply.seed,
-        )
-        yield Chunk(kind=thought.kind, finish=event.finish, stats=stats)
+        yield from spoken.end(event.finish)
 
     def _submit(self, reply: Reply) -> None:
         with self._lock:

@@ -114,8 +114,7 @@ def write(order: Order, folder: Path) -> int:
 
     Raises BadRequest where the folder holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not noted(folder):
-        raise BadRequest(f"{folder} is there already and was not written by this command: name an empty or a new folder.")
+    must_be_ours(folder, NOTE)
     files = contents(order)
     for stale in stale_in(noted(folder), files):
         (folder / stale).unlink(missing_ok=True)
@@ -124,6 +123,12 @@ def write(order: Order, folder: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return len(files)
+
+
+def must_be_ours(folder: Path, note: str) -> None:
+    """Raises BadRequest where the folder holds something else than what the command that leaves `note` wrote."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not noted(folder, note):
+        raise BadRequest(f"{folder} is there already and was not written by this command: name an empty or a new folder.")
 
 
 def stale_in(note: Mapping[str, object], files: Mapping[str, bytes]) -> list[str]:

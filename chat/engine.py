@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
+Finish = Literal["stop", "length", "cancelled"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
@@ -25,6 +26,15 @@ class ChatError(Exception):
 
 class BadRequest(ChatError):
     """A message, a setting or an option that no engine could serve."""
+
+
+class NoGrammar(BadRequest):
+    """This engine cannot hold an answer to a JSON schema."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Only llama.cpp can hold an answer to a JSON schema: leave it out, or open the model with --backend llama.cpp."
+        )
 
 
 class ContextOverflow(ChatError):
@@ -142,7 +152,7 @@ class Chunk:
     kind: Literal["thinking", "answer"] = "answer"
     tokens: int = 0
     progress: tuple[int, int] | None = None
-    finish: Literal["stop", "length", "cancelled"] | None = None
+    finish: Finish | None = None
     stats: Stats | None = None
 
 

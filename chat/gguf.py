@@ -4,7 +4,6 @@ Prompts are rendered with the file's own template and tokenised here; chat/sched
 one thread that owns the context; a stream's reader turns token ids into text in its own thread.
 """
 
-import hashlib
 import random
 import threading
 from collections import OrderedDict
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from chat import machine
 from chat.engine import About, BadRequest, ChatError, Chunk, ContextOverflow, Message, ModelUnusable, Sampling
+from chat.fingerprint import fingerprint
 from chat.llama import VERSION, Context, Header, Model
 from chat.prompt import Characters, Kind, Piece, Template, Thought
 from chat.scheduler import PIECE, Reply, Scheduler, Token
@@ -234,7 +234,9 @@ def open_gguf(
         file=str(path),
         template=template.digest,
     )
-    stored = Snapshots(snapshots, key=_key(header, kv), budget=snapshot_bytes) if snapshots and snapshot_bytes else None
+    stored = None
+    if snapshots and snapshot_bytes:
+        stored = Snapshots(snapshots, key=f"{VERSION} {fingerprint(path)} {opened.form}", budget=snapshot_bytes)
     return GgufEngine(model, opened, about, stored)
 
 
@@ -291,13 +293,3 @@ def recommended(metadata: dict[str, str]) -> Sampling:
         except (KeyError, ValueError):
             continue
     return Sampling(**given)
-
-
-def _key(header: Header, kv: str) -> str:
-    """Names the model file by size and 64 samples of its bytes: hashing 2.5 GB would cost the seconds that are to be saved."""
-    digest = hashlib.sha256()
-    with header.path.open("rb") as file:
-        for i in range(64):
-            file.seek(i * max(header.bytes - 65536, 0) // 63)
-            digest.update(file.read(65536))
-    return f"{VERSION} {header.bytes} {digest.hexdigest()} {kv}"

@@ -279,7 +279,8 @@ class Context:
         C.llama_set_abort_callback(self._context, self._ask, ctypes.cast(self._stop, ctypes.c_void_p))
         self._memory = C.llama_get_memory(self._context)
         self._batch = C.llama_batch_init(batch, 0, 1)
-        self.model, self.size, self.sequences, self.rows, self.kv = model, C.llama_n_ctx(self._context), sequences, batch, kv
+        self.model, self.size, self.sequences, self.rows = model, C.llama_n_ctx(self._context), sequences, batch
+        self.form = f"{kv}{' flash' if flash else ''}"  # of keys and values: what is saved fits no other
 
     def decode(self, rows: Sequence[Row]) -> int:
         """Run one batch. 0: done; 1: no room, nothing changed; 2: aborted; below 0: failed. After 2 some rows may be in."""

@@ -16,7 +16,7 @@ from chat.cache import Cache, Slot
 from chat.engine import GenerationFailed, Sampling, Stats
 from chat.llama import Context, Model, Row, said
 from chat.prefix import common
-from chat.sampler import Sampler
+from chat.sampler import PENALTY_WINDOW, Sampler
 from chat.snapshots import Snapshots
 
 PIECE = 128  # most rows of a step: pieces of 64-128 tokens read as fast as 512 (measured, 4 B on two cores)
@@ -212,7 +212,7 @@ class Scheduler:
                 reply.reused = len(slot.tokens)
                 reply.sampler = Sampler(reply.sampling, reply.seed, self._model)
                 if reply.sampling.repetition_penalty != 1.0:
-                    for token in reply.prompt[-256:]:
+                    for token in reply.prompt[-PENALTY_WINDOW:]:
                         reply.sampler.accept(token)
             reply.out.put((len(slot.tokens), len(reply.prompt)))
             self._running.append(reply)
@@ -338,16 +338,16 @@ class Scheduler:
         if not self._aheads:
             return
         key, job = next(iter(self._aheads.items()))
-        known = self._cache.knows(job.tokens)  # it is there already, and perhaps more behind it
+        there = self._cache.knows(job.tokens)  # and perhaps more behind it
         if job.guess:
             own = self._cache.own(job.conversation)
             same = common(own.tokens, job.guess) if own else 0
             cheap = not own or len(own.tokens) - same <= TAIL
-            if cheap and (known or len(job.guess) - same <= 2 * TAIL):  # both in one step, if it is a short one
+            if cheap and (there or len(job.guess) - same <= 2 * TAIL):  # both in one step, if it is a short one
                 del self._aheads[key]
                 self._aheads[key] = Ahead(job.guess, job.conversation)  # behind what others want for certain
                 return
-        if known:
+        if there:
             del self._aheads[key]
             return
         if job.slot is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count as counter
 from itertools import takewhile
 
-from chat.engine import About, BadRequest, Chunk, ContextOverflow, GenerationFailed, Message, Sampling, Stats
+from chat.engine import About, Chunk, ContextOverflow, GenerationFailed, Message, NoGrammar, Sampling, Stats
 from chat.prompt import Kind, Template, Thought
 
 CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
@@ -70,7 +70,7 @@ class ScriptedEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         if sampling.schema is not None:
-            raise BadRequest("Only llama.cpp can hold an answer to a JSON schema: open the model with --backend llama.cpp.")
+            raise NoGrammar
         begun = time.perf_counter()
         prompt = self._tokens(messages, sampling.thinking)
         room = self.context_size - len(prompt)

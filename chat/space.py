@@ -61,10 +61,10 @@ def lends_gpus(environment: Mapping[str, str]) -> bool:
     return environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
-def noted(folder: Path) -> dict[str, object]:
-    """What deploy wrote down in the folder; {} where it did not make it."""
+def noted(folder: Path, name: str = NOTE) -> dict[str, object]:
+    """What deploy (or bundle, under another name) wrote down in the folder; {} where it did not make it."""
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) and "hardware" in note else {}
+    return note if isinstance(note, dict) and "files" in note else {}

@@ -3,14 +3,13 @@
 `Speeds(data_dir / "speeds.json")`; a file is known by `fingerprint(path)`, so a copy or a new name keeps its figures.
 """
 
-import hashlib
 import json
 import statistics
 import threading
-from functools import lru_cache
 from pathlib import Path
 
 from chat.engine import Stats
+from chat.fingerprint import fingerprint
 from chat.models import Speed
 
 KEPT = 15  # latest answers that count, each way
@@ -56,25 +55,6 @@ class Speeds:
             half.replace(self._path)
         except OSError:
             half.unlink(missing_ok=True)
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's size and 64 samples of its bytes: hashing 2.5 GB would cost seconds. Of a folder, of its weights."""
-    if path.is_dir():
-        parts = [fingerprint(file) for file in sorted(path.glob("*.safetensors"))]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    state = path.stat()
-    return _sampled(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sampled(path: Path, size: int, changed: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(64):
-            file.seek(number * max(size - 65536, 0) // 63)
-            digest.update(file.read(65536))
-    return digest.hexdigest()
 
 
 def _name(path: Path, backend: str) -> str:

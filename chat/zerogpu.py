@@ -25,18 +25,18 @@ from chat.checkpoint import Checkpoint
 from chat.draw import Choice, gumbel, heated, key, mixed, penalised
 from chat.engine import (
     About,
-    BadRequest,
     ChatError,
     Chunk,
     ContextOverflow,
     GenerationFailed,
     Message,
     ModelUnusable,
+    NoGrammar,
     Sampling,
-    Stats,
 )
 from chat.prefix import common
-from chat.prompt import Characters, Thought
+from chat.prompt import Thought
+from chat.spoken import Spoken
 
 CONTEXT = 16_384  # tokens; 2.4 GB of KV cache for 4 B
 PIECE = 1024  # tokens of a prompt that are read between two looks at whether anybody still waits
@@ -99,7 +99,7 @@ class ZeroEngine:
     def stream(self, messages: Sequence[Message], sampling: Sampling, *, conversation: str | None = None) -> Iterator[Chunk]:
         begun = time.perf_counter()
         if sampling.schema is not None:
-            raise BadRequest("JSON by a schema needs the llama.cpp engine: leave it out here.")
+            raise NoGrammar
         pieces = self._files.template.pieces(messages, thinking=sampling.thinking)
         prompt = self._files.vocabulary.encode(pieces)
         room = self.context_size - len(prompt)
@@ -111,13 +111,14 @@ class ZeroEngine:
         choice = Choice.of(sampling, seed, 0, self._files.config["vocab_size"])
         task = Task(tuple(prompt), limit, int(min(LONGEST_S, seconds)), choice)
         thought = Thought.after(messages, "".join(piece.text for piece in pieces))
-        yield Chunk(kind=thought.kind, progress=(0, len(prompt)))  # so that it can be stopped before a GPU is asked for
+        spoken = Spoken(self._files.vocabulary, thought, len(prompt), seed, begun)
+        yield spoken.waiting()  # so that it can be stopped before a GPU is asked for
         if self._closed:
-            yield Chunk(kind=thought.kind, finish="cancelled", stats=Stats(len(prompt), 0, 0, 0.0, 0.0, 0.0, seed))
+            yield from spoken.end("cancelled")
             return
         written = self._write(task)
         try:
-            yield from self._follow(written, task, thought, begun)
+            yield from self._follow(written, spoken)
         except ChatError:
             raise
         except Exception as exc:  # the library's own, and gradio's, which cannot be named without importing it
@@ -125,40 +126,17 @@ class ZeroEngine:
         finally:
             written.close()
 
-    def _follow(self, events: Iterator[int | list[int]], task: Task, thought: Thought, begun: float) -> Iterator[Chunk]:
-        total, characters = len(task.prompt), Characters()
-        reused, last_id = -1, -1
-        written = 0
-        reading = first = last = 0.0
+    def _follow(self, events: Iterator[int | list[int]], spoken: Spoken) -> Iterator[Chunk]:
+        last = -1
         for event in events:
             if self._closed:
                 break
-            now = time.perf_counter()
             if isinstance(event, int):
-                if reused < 0:
-                    reused, reading = event, now
-                yield Chunk(kind=thought.kind, progress=(event, total))
-                continue
-            first, last = first or now, now
-            written += len(event)
-            last_id = event[-1]
-            parts = thought.feed(characters.feed(self._files.vocabulary.spoken(event)))
-            for place, (kind, text) in enumerate(parts or [(thought.kind, "")]):
-                yield Chunk(text, kind, tokens=0 if place else len(event))
-        for kind, text in thought.end():  # half a character at the very end stays behind
-            yield Chunk(text, kind)
-        reused = max(reused, 0)
-        stats = Stats(
-            prompt=total,
-            reused=reused,
-            completion=written,
-            first_token_s=first - begun if first else 0.0,
-            read_tps=(total - reused) / max(first - reading, 1e-9) if first else 0.0,
-            write_tps=(written - 1) / (last - first) if last > first else 0.0,
-            seed=task.choice.seed,
-        )
-        ended = last_id in self._files.ends
-        yield Chunk(kind=thought.kind, finish="stop" if ended else "cancelled" if self._closed else "length", stats=stats)
+                yield spoken.read(event)
+            else:
+                last = event[-1]
+                yield from spoken.wrote(event)
+        yield from spoken.end("stop" if last in self._files.ends else "cancelled" if self._closed else "length")
 
 
 class Memory:

@@ -113,6 +113,17 @@ def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
     return backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
 
 
+class HiddenStates(nn.Module):
+    """`hidden_states` as a forward, so that whoever shards a model sees one call."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return hidden_states(self.model, ids)
+
+
 class Student(nn.Module):
     """A language model whose forward is its loss, so that DDP and FSDP see one call per backward."""
 

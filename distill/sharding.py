@@ -23,15 +23,8 @@ from distill.recipe import Recipe
 from distill.teacher import Teacher
 
 
-class Reader(nn.Module):
-    """A teacher whose forward gives its last hidden states, so that FSDP sees one call."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return models.hidden_states(self.model, ids)
+class Reader(models.HiddenStates):
+    """The teacher in shards: FSDP sees one call."""
 
     @contextmanager
     def opened(self) -> Iterator[None]:

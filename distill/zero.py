@@ -49,7 +49,7 @@ class ZeroReader:
 
     def __init__(self, model: nn.Module, recipe: Recipe):
         self.model = model
-        self.engine = library().initialize(model=HiddenStates(model), config=settings(recipe))[0]
+        self.engine = library().initialize(model=models.HiddenStates(model), config=settings(recipe))[0]
 
     def __call__(self, ids: Tensor) -> Tensor:
         return self.engine(ids)
@@ -57,15 +57,6 @@ class ZeroReader:
     @contextmanager
     def opened(self) -> Iterator[None]:
         yield  # every module gathers what it needs
-
-
-class HiddenStates(nn.Module):
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return models.hidden_states(self.model, ids)
 
 
 class ZeroLearner(Learner):

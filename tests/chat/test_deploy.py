@@ -168,7 +168,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
         ({"space": "a/b/c", "hardware": "gpu"}, "USER/NAME"),
         ({"space": "ann/chat", "hardware": "tpu"}, "zero-gpu, cpu-basic, gpu"),
         ({"space": "ann/chat", "hardware": "zero-gpu", "model": "ann/m:m.gguf"}, "cpu-basic"),
-        ({"space": "ann/chat", "hardware": "cpu-basic", "model": "/home/ann/m.gguf"}, "--push"),
+        ({"space": "ann/chat", "hardware": "cpu-basic", "model": "./m.gguf"}, "--push"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(order, words):

@@ -196,6 +196,17 @@ def test_a_full_cache_makes_room_for_what_is_on_disk(tiny_gguf: Path, tmp_path: 
         assert end.stats.prompt - end.stats.reused <= 8  # the empty thought, where the answer was read again before it left
 
 
+def test_a_snapshot_of_another_form_of_the_cache_is_left_alone(tiny_gguf: Path, tmp_path: Path) -> None:
+    long = [Message("user", "word " * 80)]
+    with closing(open_gguf(tiny_gguf, context=512, kv="f32", threads=1, snapshots=tmp_path)) as engine:
+        say(engine, long, conversation="a")
+        settle(engine)
+    with closing(open_gguf(tiny_gguf, context=512, kv="f16", threads=1, snapshots=tmp_path)) as engine:
+        assert say(engine, long, conversation="a")[1].stats.reused == 0
+    with closing(open_gguf(tiny_gguf, context=512, kv="f32", threads=1, snapshots=tmp_path)) as engine:
+        assert say(engine, long, conversation="a")[1].stats.reused > 80
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
 def test_a_damaged_snapshot_is_ignored_and_removed(tiny_gguf: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "kv"

@@ -23,6 +23,8 @@ FIRST_QUESTIONS = [
     ("hello", r"Hello|Hi"),
     ("who are you?", r"guide"),
     ("How do I get the 4B model?", THE_WAY),
+    ("how do i get the 4B model?", THE_WAY),
+    ("what is GKD?", r"student"),
     ("how do i install this?", r"pip install -r requirements\.txt"),
     ("Thank you!", r"welcome|Any time"),
     ("bye", r"bye|See you"),
